@@ -1,0 +1,20 @@
+"""The shape of every config class: frozen, strict, no unknown keys. Faults are worded in ``trainer.faults``, in one place for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """Base of the config classes; a component's own sits in the component's file.
+
+    Strict: ``"3"`` and ``true`` are no integers (an integer is a float, though), NaN and infinity are no settings. Sequences are
+    tuples; ``load_config`` turns YAML lists into them. ``later`` names keys Ludwig has and this class has not, each with what can be
+    done instead, so that they are refused as "not supported yet" and not as unknown.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    later: ClassVar[Mapping[str, str]] = {}
