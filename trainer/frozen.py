@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from pydantic import BaseModel, ConfigDict
 
 
@@ -12,9 +9,7 @@ class Frozen(BaseModel):
     """Base of the config classes; a component's own sits in the component's file.
 
     Strict: ``"3"`` and ``true`` are no integers (an integer is a float, though), NaN and infinity are no settings. Sequences are
-    tuples; ``load_config`` turns YAML lists into them. ``later`` names keys Ludwig has and this class has not, each with what can be
-    done instead, so that they are refused as "not supported yet" and not as unknown.
+    tuples; ``load_config`` turns YAML lists into them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-    later: ClassVar[Mapping[str, str]] = {}
