@@ -1,0 +1,38 @@
+# Every target sets up .venv by itself; a machine with python3 and make is enough.
+# PYTHON=python3.12 make test   uses another interpreter for a new .venv.
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test   takes torch without the GPU libraries.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench
+
+help:
+	@echo 'make demo    build, train, append, train again on a small data set that comes with the project'
+	@echo 'make test    run all tests'
+	@echo 'make lint    check format, lint, types and import direction'
+	@echo 'make bench   run the benchmarks and write benchmarks/results'
+
+demo: $(STAMP)
+	$(BIN)/cachestore demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n auto
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cachestore needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	@touch $@
