@@ -1,0 +1,188 @@
+"""The only code that writes to paths of a store.
+
+Content files (shards, chunks, manifests) are written once: temporary file, fsync, rename to a name made of a digest, fsync of the
+folder. Small mutable files (a name's log, the store's header) are replaced whole by the same steps. A failed fsync is never
+retried on the same file: its pages may already be marked clean, so the temporary file is thrown away and the write fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from cachestore.errors import DamageError, StoreError, StoreFull, StoreNotWritable, StoreWriteFailed
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def write_once(root: Path, folder: str, data: bytes | memoryview, suffix: str, name: str | None = None) -> str:
+    """Write an immutable file durably and return its name, the SHA-256 of ``data`` in hexadecimal unless one is given.
+
+    The file lies at ``folder/<first two characters>/<name><suffix>``; writing the same content again is harmless.
+    """
+    name = name or sha256(data).hexdigest()
+    _publish(root, content_path(root, folder, name, suffix), data, 0o444)
+    return name
+
+
+def content_path(root: Path, folder: str, name: str, suffix: str) -> Path:
+    """Where the content file of that name lies."""
+    return root / folder / name[:2] / f"{name}{suffix}"
+
+
+def replace_small(root: Path, path: Path, data: bytes) -> None:
+    """Replace a small file of the store as one step: readers see the old bytes or the new, also after a power cut."""
+    _publish(root, path, data, 0o644)
+
+
+def create_root(root: Path) -> None:
+    """Make the folder of a new store, readable by its owner alone: embeddings are personal data."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise translate(error, root) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of the store durably, if it is not there."""
+    if path.is_dir():
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise translate(error, path) from error
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a folder of the store out of the way, keeping its content; returns where it is now."""
+    aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}")
+    try:
+        os.rename(path, aside)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise translate(error, path) from error
+    return aside
+
+
+def sweep_temporary(root: Path) -> int:
+    """Delete what killed writers left in ``tmp``; only safe while no other process writes. Returns the files deleted."""
+    swept = 0
+    for entry in _entries(root / "tmp"):
+        try:
+            os.unlink(entry.path)
+        except OSError as error:
+            raise translate(error, Path(entry.path)) from error
+        swept += 1
+    return swept
+
+
+def open_lock(path: Path) -> int:
+    """A file descriptor on a lock file, made if it is not there. The caller closes it."""
+    make_folder(path.parent)
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise translate(error, path) from error
+
+
+def content_names(root: Path, folder: str, suffix: str) -> Iterator[str]:
+    """Names of all content files of a folder, in no particular order."""
+    for bucket in _entries(root / folder):
+        for entry in _entries(Path(bucket.path)):
+            if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
+                yield entry.name.removesuffix(suffix)
+
+
+def read_small(path: Path, limit: int = 64 << 20) -> bytes:
+    """All bytes of a small regular file. FileNotFoundError passes through; DamageError when it is larger than ``limit``."""
+    descriptor = _open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_size > limit:
+            raise DamageError(f"{path} is larger than {limit >> 20} MiB, which no such file of a store is.")
+        return file.read()
+
+
+def map_file(path: Path) -> memoryview:
+    """The bytes of a regular file, mapped read-only without a copy. FileNotFoundError passes through."""
+    descriptor = _open_regular(path)
+    try:
+        if os.fstat(descriptor).st_size == 0:
+            raise DamageError(f"{path} is empty. Run a build of the data set it belongs to, to encode its rows again.")
+        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    finally:
+        os.close(descriptor)
+
+
+def translate(error: OSError, path: Path | str) -> StoreError:
+    """The store's error for one of the operating system, naming the path."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return StoreFull(f"No space to write {path}: {reason}. Free some space and run again; what was stored is intact.")
+    if error.errno in _FORBIDDEN:
+        return StoreNotWritable(f"Cannot write {path}: {reason}. Choose another store with --store, or change its permissions.")
+    return StoreWriteFailed(f"Cannot write {path}: {reason}. What was stored before is intact; check the disk and run again.")
+
+
+def _publish(root: Path, path: Path, data: bytes | memoryview, mode: int) -> None:
+    make_folder(root / "tmp")
+    make_folder(path.parent)
+    temporary = root / "tmp" / uuid.uuid4().hex
+    try:
+        try:
+            _write_synced(temporary, data, mode)
+            os.rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise translate(error, path) from error
+
+
+def _write_synced(path: Path, data: bytes | memoryview, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)  # without it a power cut can keep the bytes and lose the name
+    finally:
+        os.close(descriptor)
+
+
+def _open_regular(path: Path) -> int:
+    # O_NONBLOCK: opening a FIFO put in place of a file must not hang
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamageError(f"Cannot read {path}: {error.strerror}. A store holds plain files that its user can read.") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamageError(f"{path} is not a regular file, as every file of a store is.")
+    return descriptor
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,0 +1,215 @@
+"""A manifest: one immutable version of a dataset's features, and the names that lead to manifests.
+
+A manifest lists, per cached column, the key of every row in dataset order, in chunks of at most CHUNK_ROWS rows that later versions
+share. A row without a key carries its reason. Ids are SHA-256 of logical content, so the same rows and encoders give the same id
+however the build went. A name is an append-only log of manifests with their provenance.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cachestore import files
+from cachestore.errors import DamageError, ManifestNotFound, StoreFormatError, UsageError, nearest
+from cachestore.keys import SIZE, Fingerprint, Json, canonical
+
+PRESENT, MISSING, SKIPPED = 0, 1, 2
+
+FORMAT = 1
+CHUNK_ROWS = 1 << 18
+_CHUNKS, _MANIFESTS, _NAMES = "chunks", "manifests", "names"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ManifestColumn:
+    """A cached column: its name, and the encoder its vectors come from."""
+
+    name: str
+    fingerprint: Fingerprint
+    spec: Mapping[str, Json]
+    dim: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One version of a dataset's features; ``chunks`` are (id, rows) in dataset order."""
+
+    id: str
+    rows: int
+    columns: tuple[ManifestColumn, ...]
+    chunks: tuple[tuple[str, int], ...]
+
+    def column(self, name: str) -> ManifestColumn:
+        """The cached column of that name. Raises UsageError naming the nearest."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        names = [column.name for column in self.columns]
+        raise UsageError(f"Manifest {self.id[:12]} caches no column {name!r}{nearest(name, names)} It has: {', '.join(names)}.")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One line of a name's log: which manifest, when, from what, and what the build did."""
+
+    version: int
+    manifest: str
+    parent: str | None
+    created: str
+    provenance: Mapping[str, Json]
+
+
+def write_chunk(root: Path, columns: Sequence[str], keys: Sequence[NDArray[np.void]], reasons: Sequence[NDArray[np.uint8]]) -> str:
+    """Write one chunk: per column the keys (rows,), zeroed where there is none, and the reasons (rows,). Returns its id."""
+    rows = len(reasons[0])
+    identity = chunk_id(columns, keys, reasons)
+    arrays: list[pa.Array] = []
+    fields: list[pa.Field] = []
+    for name, key, reason in zip(columns, keys, reasons, strict=True):
+        valid = np.packbits(reason == PRESENT, bitorder="little")
+        arrays.append(pa.Array.from_buffers(pa.binary(SIZE), rows, [pa.py_buffer(valid), pa.py_buffer(np.ascontiguousarray(key))]))
+        arrays.append(pa.array(reason))
+        fields += [pa.field(f"key.{name}", pa.binary(SIZE)), pa.field(f"reason.{name}", pa.uint8(), nullable=False)]
+    schema = pa.schema(fields, metadata={"cachestore.format": str(FORMAT)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(arrays, schema=schema))
+    return files.write_once(root, _CHUNKS, memoryview(sink.getvalue()), ".arrow", identity)
+
+
+def chunk_id(columns: Sequence[str], keys: Sequence[NDArray[np.void]], reasons: Sequence[NDArray[np.uint8]]) -> str:
+    """SHA-256 of a chunk's logical content: column names, row count, then each column's key bytes and reason bytes."""
+    digest = sha256(b"cachestore.chunk.1" + canonical([list(columns), len(reasons[0])]))
+    for key, reason in zip(keys, reasons, strict=True):
+        digest.update(np.ascontiguousarray(key).tobytes())
+        digest.update(np.ascontiguousarray(reason).tobytes())
+    return digest.hexdigest()
+
+
+def read_column(root: Path, manifest: Manifest, name: str) -> tuple[NDArray[np.void], NDArray[np.uint8]]:
+    """Keys (rows,) of a column, zeroed where a row has none, and the reasons (rows,), checked against the chunks' ids."""
+    names = [column.name for column in manifest.columns]
+    at = names.index(manifest.column(name).name)
+    keys = [np.empty(0, f"V{SIZE}")]
+    reasons = [np.empty(0, np.uint8)]
+    for identity, rows in manifest.chunks:
+        chunk_keys, chunk_reasons = _read_chunk(root, identity, rows, names)
+        keys.append(chunk_keys[at])
+        reasons.append(chunk_reasons[at])
+    return np.concatenate(keys), np.concatenate(reasons)
+
+
+def write_manifest(root: Path, columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> Manifest:
+    """Write a manifest of those chunks; its id is the SHA-256 of the file."""
+    content = {
+        "format": FORMAT,
+        "rows": sum(rows for _, rows in chunks),
+        "columns": [
+            {"name": column.name, "fingerprint": column.fingerprint.hex(), "spec": column.spec, "dim": column.dim} for column in columns
+        ],
+        "chunks": [{"id": identity, "rows": rows} for identity, rows in chunks],
+    }
+    data = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return _parse(files.write_once(root, _MANIFESTS, data, ".json"), data)
+
+
+def read_manifest(root: Path, identity: str) -> Manifest:
+    """The manifest of that id. Raises ManifestNotFound, DamageError when the bytes are not the ones the id names."""
+    if not _ID.fullmatch(identity):
+        raise UsageError(f"{identity!r} is not a manifest id, which has 64 hexadecimal digits.")
+    path = files.content_path(root, _MANIFESTS, identity, ".json")
+    try:
+        data = files.read_small(path)
+    except FileNotFoundError:
+        raise ManifestNotFound(f"The store at {root} holds no manifest {identity}.") from None
+    if sha256(data).hexdigest() != identity:
+        raise DamageError(f"Manifest {path} was damaged on disk. Build its data set again to write it anew.")
+    return _parse(identity, data)
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises UsageError when it cannot be one."""
+    if not _NAME.fullmatch(name) or _ID.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a name: use 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit.")
+    return name
+
+
+def names(root: Path) -> list[str]:
+    """All names of the store, sorted."""
+    try:
+        return sorted(path.stem for path in (root / _NAMES).iterdir() if path.suffix == ".jsonl")
+    except FileNotFoundError:
+        return []
+
+
+def read_log(root: Path, name: str) -> list[Version]:
+    """The versions of a name, oldest first. Raises ManifestNotFound when there is no such name."""
+    path = root / _NAMES / f"{check_name(name)}.jsonl"
+    try:
+        lines = files.read_small(path).decode().splitlines()
+    except FileNotFoundError:
+        known = names(root)
+        listed = f" Names here: {', '.join(known[:10])}." if known else " It holds no names yet."
+        raise ManifestNotFound(f"The store at {root} has no name {name!r}{nearest(name, known)}{listed}") from None
+    try:
+        return [_version(json.loads(line)) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError(f"The log {path} cannot be read ({error}). Restore it from a backup, or delete it and build again.") from error
+
+
+def append_version(root: Path, name: str, manifest: Manifest, created: str, provenance: Mapping[str, Json]) -> Version:
+    """Add a version to a name's log and return it; the head itself, unchanged, when it already leads to this manifest.
+
+    The caller holds the lock ``names``.
+    """
+    path = root / _NAMES / f"{check_name(name)}.jsonl"
+    versions = read_log(root, name) if path.exists() else []
+    head = versions[-1] if versions else None
+    if head and head.manifest == manifest.id:
+        return head
+    added = Version(head.version + 1 if head else 1, manifest.id, head.manifest if head else None, created, provenance)
+    lines = [json.dumps(vars(version), sort_keys=True, ensure_ascii=False) for version in [*versions, added]]
+    files.replace_small(root, path, ("\n".join(lines) + "\n").encode())
+    return added
+
+
+def _version(line: Mapping[str, Any]) -> Version:
+    return Version(line["version"], line["manifest"], line["parent"], line["created"], line["provenance"])
+
+
+def _parse(identity: str, data: bytes) -> Manifest:
+    content = json.loads(data)
+    if content["format"] > FORMAT:
+        raise StoreFormatError(f"Manifest {identity} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore.")
+    columns = tuple(
+        ManifestColumn(column["name"], Fingerprint(bytes.fromhex(column["fingerprint"])), column["spec"], column["dim"])
+        for column in content["columns"]
+    )
+    return Manifest(identity, content["rows"], columns, tuple((chunk["id"], chunk["rows"]) for chunk in content["chunks"]))
+
+
+def _read_chunk(root: Path, identity: str, rows: int, names: Sequence[str]) -> tuple[list[NDArray[np.void]], list[NDArray[np.uint8]]]:
+    path = files.content_path(root, _CHUNKS, identity, ".arrow")
+    try:
+        batch = pa.ipc.open_file(pa.py_buffer(files.map_file(path))).get_batch(0)
+        keys = [np.frombuffer(batch.column(f"key.{name}").buffers()[1], f"V{SIZE}", count=rows) for name in names]
+        reasons = [batch.column(f"reason.{name}").to_numpy(zero_copy_only=True) for name in names]
+    except FileNotFoundError:
+        raise DamageError(f"Chunk {path} is gone. Build its data set again to write it anew.") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise DamageError(f"Chunk {path} cannot be read ({error}). Delete it and build its data set again.") from error
+    if chunk_id(names, keys, reasons) != identity:
+        raise DamageError(f"Chunk {path} was damaged on disk. Delete it and build its data set again.")
+    return keys, reasons

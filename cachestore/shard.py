@@ -1,0 +1,155 @@
+"""A shard: one immutable Arrow file of vectors from one encoder, named by the SHA-256 of its bytes.
+
+It carries its own keys and, in the schema metadata, the encoder's resolved spec, so the index can be rebuilt from shards alone.
+``check`` is xxh3_64 over the 32 key bytes followed by the vector's bytes: it finds a rotten row without reading the whole file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+from cachestore import files
+from cachestore.errors import DamageError, StoreFormatError
+from cachestore.keys import SIZE, Fingerprint, Json, Key, fingerprint
+
+FOLDER = "shards"
+SUFFIX = ".arrow"
+FORMAT = 1
+_STORED = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A mapped shard; its arrays are read-only views of the file.
+
+    keys: (rows,) of 32-byte void; vectors: (rows, dim) float16 or float32; checks: (rows,) uint64.
+    """
+
+    name: str
+    fingerprint: Fingerprint
+    spec: Mapping[str, Json]
+    keys: NDArray[np.void]
+    vectors: NDArray[Any]
+    checks: NDArray[np.uint64]
+    nbytes: int
+
+    def take(self, rows: NDArray[np.int64], expected: NDArray[np.void]) -> NDArray[Any]:
+        """Copies of the vectors at ``rows``, (len(rows), dim).
+
+        Raises DamageError when a row is not there, holds another key than ``expected``, or fails its check.
+        """
+        if len(rows) and int(rows.max()) >= len(self.keys):
+            raise DamageError(f"The index points at row {int(rows.max())} of shard {self.name}, which has {len(self.keys)}.")
+        if not np.array_equal(self.keys[rows], expected):
+            raise DamageError(f"Shard {self.name} holds other keys than the index says. Delete the folder index and build again.")
+        vectors = self.vectors[rows]
+        bad = np.flatnonzero(_checks(expected, vectors) != self.checks[rows])
+        if len(bad):
+            raise DamageError(
+                f"Row {int(rows[bad[0]])} of shard {self.name} fails its check: the file was damaged on disk. "
+                "Move the shard out of the store and build again to encode its rows anew."
+            )
+        return vectors
+
+
+def stored_dtype(spec: Mapping[str, Json]) -> np.dtype[Any]:
+    """The NumPy dtype in which vectors of a spec are stored, little-endian."""
+    return _STORED[str(spec["dtype"])]
+
+
+def write(root: Path, spec: Mapping[str, Json], keys: Sequence[Key], vectors: NDArray[Any]) -> tuple[str, int]:
+    """Write ``vectors`` (len(keys), dim), of the spec's stored dtype, as one shard; returns its name and size in bytes."""
+    rows, dim = vectors.shape
+    dtype = stored_dtype(spec)
+    if rows != len(keys) or vectors.dtype != dtype:
+        raise ValueError(f"{len(keys)} keys of dtype {dtype} cannot name vectors of shape {vectors.shape} and dtype {vectors.dtype}")
+    key_column = np.frombuffer(b"".join(keys), f"V{SIZE}")
+    contiguous = np.ascontiguousarray(vectors)
+    schema = _schema(spec, dim)
+    batch = pa.record_batch(
+        [
+            pa.Array.from_buffers(pa.binary(SIZE), rows, [None, pa.py_buffer(key_column)]),
+            pa.FixedSizeListArray.from_arrays(pa.array(contiguous.reshape(-1)), type=schema.field("vector").type),
+            pa.array(_checks(key_column, contiguous)),
+        ],
+        schema=schema,
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(batch)
+    data = memoryview(sink.getvalue())
+    return files.write_once(root, FOLDER, data, SUFFIX), data.nbytes
+
+
+def open_shard(root: Path, name: str) -> Shard:
+    """Map a shard. Raises DamageError when it is missing or torn, StoreFormatError when a newer version wrote it."""
+    path = files.content_path(root, FOLDER, name, SUFFIX)
+    try:
+        data = files.map_file(path)
+    except FileNotFoundError:
+        raise DamageError(f"Shard {path} is gone. Build again to encode its rows anew.") from None
+    try:
+        reader = pa.ipc.open_file(pa.py_buffer(data))
+        metadata = reader.schema.metadata or {}
+        _check_format(metadata, path)
+        batch = reader.get_batch(0)
+        return _view(name, metadata, batch, data.nbytes)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise DamageError(f"Shard {path} cannot be read ({error}). Move it out of the store and build again.") from error
+
+
+def _view(name: str, metadata: Mapping[bytes, bytes], batch: pa.RecordBatch, nbytes: int) -> Shard:
+    spec = json.loads(metadata[b"cachestore.spec"])
+    key_column, vector_column, check_column = (batch.column(field) for field in ("key", "vector", "check"))
+    dim = vector_column.type.list_size
+    return Shard(
+        name=name,
+        fingerprint=fingerprint(spec),
+        spec=spec,
+        keys=np.frombuffer(key_column.buffers()[1], f"V{SIZE}", count=batch.num_rows),
+        vectors=vector_column.flatten().to_numpy(zero_copy_only=True).reshape(batch.num_rows, dim),
+        checks=check_column.to_numpy(zero_copy_only=True),
+        nbytes=nbytes,
+    )
+
+
+def _schema(spec: Mapping[str, Json], dim: int) -> pa.Schema:
+    values = pa.float16() if spec["dtype"] == "float16" else pa.float32()
+    return pa.schema(
+        [
+            pa.field("key", pa.binary(SIZE), nullable=False),
+            pa.field("vector", pa.list_(pa.field("item", values, nullable=False), dim), nullable=False),
+            pa.field("check", pa.uint64(), nullable=False),
+        ],
+        metadata={
+            "cachestore.format": str(FORMAT),
+            "cachestore.fingerprint": fingerprint(spec).hex(),
+            "cachestore.spec": json.dumps(spec, sort_keys=True, ensure_ascii=False),
+        },
+    )
+
+
+def _check_format(metadata: Mapping[bytes, bytes], path: Path) -> None:
+    number = metadata.get(b"cachestore.format", b"")
+    if not number.isdigit():
+        raise KeyError("no cachestore.format in its metadata")
+    if int(number) > FORMAT:
+        raise StoreFormatError(f"{path} has format {int(number)}; this version reads up to {FORMAT}. Upgrade cachestore.")
+
+
+def _checks(keys: NDArray[np.void], vectors: NDArray[Any]) -> NDArray[np.uint64]:
+    rows = len(keys)
+    joined = np.concatenate([keys.view(np.uint8).reshape(rows, SIZE), vectors.view(np.uint8).reshape(rows, -1)], axis=1)
+    width = joined.shape[1]
+    data = memoryview(joined.reshape(-1))
+    digest = xxhash.xxh3_64_intdigest
+    return np.fromiter((digest(data[at : at + width]) for at in range(0, rows * width, width)), np.uint64, count=rows)
