@@ -1,0 +1,88 @@
+"""The one building block combiners and decoders share: a stack of fully connected layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from trainer.frozen import Frozen
+
+Activation: TypeAlias = Literal["relu", "gelu", "tanh", "sigmoid", "elu", "leakyRelu"]
+Norm: TypeAlias = Literal["layer", "batch"]
+Dropout: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
+LossWeight: TypeAlias = Annotated[float, Field(ge=0.0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0.0)]
+
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "elu": nn.ELU,
+    "leakyRelu": nn.LeakyReLU,
+}
+
+
+class FcLayer(Frozen):
+    """One fully connected layer, every setting resolved."""
+
+    output_size: PositiveInt = 256
+    activation: Activation = "relu"
+    dropout: Dropout = 0.0
+    norm: Norm | None = None
+
+
+class FcLayerSettings(Frozen):
+    """One entry of ``fc_layers``; what is left out is taken from the settings around it."""
+
+    output_size: PositiveInt | None = None
+    activation: Activation | None = None
+    dropout: Dropout | None = None
+    norm: Norm | None = None
+
+    def resolve(self, around: FcLayer) -> FcLayer:
+        """The layer itself, with everything left out taken from ``around``."""
+        return FcLayer(**{**around.model_dump(), **self.model_dump(exclude_none=True)})
+
+
+class DecoderLayers(Frozen):
+    """The settings every decoder has: the layers between the combined vector and its scores."""
+
+    num_fc_layers: NonNegativeInt = 0
+    fc_output_size: PositiveInt = 256
+    fc_activation: Activation = "relu"
+    fc_norm: Norm | None = None
+    fc_dropout: Dropout = 0.0
+
+    def layers(self) -> tuple[FcLayer, ...]:
+        """The stack itself, every setting resolved."""
+        layer = FcLayer(
+            output_size=self.fc_output_size, activation=self.fc_activation, dropout=self.fc_dropout, norm=self.fc_norm
+        )
+        return (layer,) * self.num_fc_layers
+
+
+class FullyConnected(nn.Module):
+    """(batch, dim) → (batch, ``self.dim``): linear → norm → activation → dropout, layer by layer; no layers: identity."""
+
+    def __init__(self, dim: int, layers: Sequence[FcLayer]) -> None:
+        super().__init__()
+        modules: list[nn.Module] = []
+        for layer in layers:
+            modules.append(nn.Linear(dim, layer.output_size))
+            dim = layer.output_size
+            if layer.norm is not None:
+                modules.append(nn.LayerNorm(dim) if layer.norm == "layer" else nn.BatchNorm1d(dim))
+            modules.append(_ACTIVATIONS[layer.activation]())
+            if layer.dropout > 0:
+                modules.append(nn.Dropout(layer.dropout))
+        self.dim = dim
+        self.modules_in_order = nn.ModuleList(modules)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        for module in self.modules_in_order:
+            vector = module(vector)
+        return vector
