@@ -1,0 +1,92 @@
+"""The command line: one typer app, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from cachestore.errors import CachestoreError
+from cli import build, demo, evaluate, ls, output, predict, train
+
+INTERRUPTED = 130
+# typer raises this class for bad arguments, but exports only the subclass.
+UsageMistake: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="""Store the vectors of frozen encoders once, and train heads on them in seconds.
+
+    \b
+    A first look, on a small data set that comes with the package:
+        cachestore demo
+
+    \b
+    Exit codes:
+        0    done
+        1    a bug in cachestore
+        2    wrong usage, config or data
+        3    the store is missing, locked, full or of another format
+        4    damage found in the store
+        5    finished, but some rows were skipped
+        130  interrupted; what was computed is kept
+    """,
+)
+for command in (build, train, predict, evaluate, ls, demo):
+    app.command(command.__name__.rpartition(".")[2])(command.command)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code, with every error already shown."""
+    as_json = "--json" in arguments
+    try:
+        code = app(args=list(arguments) or ["--help"], prog_name="cachestore", standalone_mode=False) or 0
+    except CachestoreError as error:
+        output.error(type(error).__name__, str(error), error.exit_code, as_json=as_json)
+        return error.exit_code
+    except UsageMistake as error:
+        context = getattr(error, "ctx", None)
+        hint = f" Try 'cachestore {context.info_name} --help'." if context and context.parent else ""
+        output.error("UsageError", f"{error}{hint}", 2, as_json=as_json)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        output.error(
+            type(error).__name__, f"this is a bug in cachestore: {type(error).__name__}: {error}", 1, as_json=as_json
+        )
+        return 1
+    if code == INTERRUPTED:
+        output.error("Interrupted", "interrupted; vectors already stored are kept", code, as_json=as_json)
+    return int(code)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cachestore {version('cachestore')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

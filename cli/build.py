@@ -1,0 +1,159 @@
+"""`cachestore build`: make sure that the vectors of a file's rows are in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import cachestore
+from cachestore.errors import StoreNotFound, UsageError
+from cli import options, output
+
+if TYPE_CHECKING:
+    from cachestore.build import Build, Plan
+
+
+def command(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", metavar="YAML", help="Take columns and encoders from a config's text features."),
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option("--column", metavar="NAME", help="A column to embed; repeat for more.")
+    ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option("--encoder", metavar="TYPE", help="Its encoder, as a type or as '{type: hashing, dim: 256}'."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The name to keep it under; otherwise the file's stem.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done; write nothing.")] = False,
+    store: options.StorePath = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Encode what the store lacks of DATA's text columns.
+
+    Each distinct text is encoded once; later builds, other files and training reuse it. A build that was
+    interrupted continues where it stopped.
+
+    \b
+    Examples:
+        cachestore build reviews.csv --column text --encoder minilm
+        cachestore build reviews.csv -c config.yaml --dry-run
+
+    \b
+    Exit codes:
+        0    done
+        2    wrong usage, config or data
+        3    the store is missing, locked, full or of another format
+        5    done, but some cells could not be encoded and were skipped
+    """
+    out = output.Output(as_json, quiet)
+    columns = _columns(config, column or [], encoder or [])
+    if dry_run:
+        plan = _plan(store, data, columns)
+        out.result(_plan_summary(plan), _plan_text(plan))
+        return
+    from cachestore.build import run
+
+    with cachestore.open_store(store) as opened, out.progress() as progress:
+        built = run(opened, data, columns, name=name, progress=progress)
+    out.result(summary(built), text(built))
+    if output.skipped(built.skipped_cells, built.counts.skipped, data):
+        raise typer.Exit(output.SKIPPED_ROWS)
+
+
+def summary(built: Build) -> dict[str, Any]:
+    """The JSON object of a finished build."""
+    counts = built.counts
+    return {
+        "name": built.name,
+        "manifest": built.manifest.id,
+        "rows": counts.rows,
+        "encoded": counts.encoded,
+        "hits": counts.hits,
+        "duplicates": counts.duplicates,
+        "missing": counts.missing,
+        "skipped": counts.skipped,
+        "bytes_written": built.bytes_written,
+        "seconds": round(built.seconds, 3),
+    }
+
+
+def text(built: Build) -> str:
+    """A finished build in two or three lines."""
+    counts = built.counts
+    reused = f"{counts.hits:,} reused from the store, {counts.duplicates:,} repeated within the file"
+    lines = [
+        f"{built.name}: {counts.rows:,} rows, manifest {built.manifest.id[:12]}",
+        f"{counts.encoded:,} texts encoded, {reused} ({output.duration(built.seconds)}, {output.size(built.bytes_written)} written)",
+    ]
+    if counts.missing or counts.skipped:
+        lines.append(f"{counts.missing:,} cells missing, {counts.skipped:,} skipped")
+    return "\n".join(lines)
+
+
+def _columns(config: Path | None, columns: Sequence[str], encoders: Sequence[str]) -> Mapping[str, Any]:
+    if config is not None:
+        if columns or encoders:
+            raise UsageError("Give the columns either by --config or by --column and --encoder, not both.")
+        from trainer.config import load_config
+        from trainer.run import text_columns
+
+        return text_columns(load_config(config))
+    if not columns:
+        raise UsageError("Say what to encode: -c config.yaml, or --column text --encoder minilm.")
+    if len(columns) != len(encoders):
+        raise UsageError(f"Each --column needs one --encoder: there are {len(columns)} columns and {len(encoders)} encoders.")
+    repeated = next((name for at, name in enumerate(columns) if name in columns[:at]), None)
+    if repeated:
+        raise UsageError(f"--column {repeated} is given twice; a build has one encoder per column.")
+    return {column: _encoder(encoder) for column, encoder in zip(columns, encoders, strict=True)}
+
+
+def _encoder(text: str) -> Any:
+    """An encoder as written on the command line: a bare type, or a YAML (or JSON) mapping of its settings."""
+    if not text.lstrip().startswith("{"):
+        return text
+    from trainer.yaml_source import parse
+
+    return parse(text, f"--encoder {text}")
+
+
+def _plan(store: Path | None, data: Path, columns: Mapping[str, Any]) -> Plan:
+    from cachestore.build import plan
+
+    try:
+        opened = cachestore.open_store(store, mode="r")
+    except StoreNotFound:
+        return plan(None, data, columns)
+    with opened:
+        return plan(opened, data, columns)
+
+
+def _plan_summary(plan: Plan) -> dict[str, Any]:
+    return {
+        "dry_run": True,
+        "rows": plan.rows,
+        "hits": plan.hits,
+        "to_encode": plan.to_encode,
+        "duplicates": plan.duplicates,
+        "missing": plan.missing,
+        "skipped": plan.skipped,
+        "seconds_estimate": round(plan.seconds_estimate, 3),
+        "bytes": plan.bytes,
+    }
+
+
+def _plan_text(plan: Plan) -> str:
+    return (
+        f"{plan.rows:,} rows: {plan.hits:,} cells are in the store, {plan.to_encode:,} texts are to be encoded "
+        f"({plan.duplicates:,} repeats, {plan.missing:,} missing, {plan.skipped:,} to be skipped)\n"
+        f"about {output.duration(plan.seconds_estimate)} and {output.size(plan.bytes)}; nothing was written"
+    )

@@ -1,0 +1,61 @@
+"""`cachestore ls`: what the store holds. Starts without torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cachestore
+from cachestore.encoders import label
+from cachestore.store import Name
+from cli import options, output
+
+
+def command(
+    store: options.StorePath = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """List the data sets of the store: name, versions, rows, encoders and the size of their vectors.
+
+    \b
+    Example:
+        cachestore ls --json
+
+    \b
+    Exit codes:
+        0    done
+        3    there is no store at that place, or it cannot be read
+    """
+    with cachestore.open_store(store, mode="r") as opened:
+        names = opened.names()
+        root = opened.root
+    summary = {"store": str(root), "names": [_entry(name) for name in names]}
+    output.Output(as_json, quiet).result(summary, _text(summary))
+
+
+def _entry(name: Name) -> dict[str, Any]:
+    head = name.versions[-1]
+    return {
+        "name": name.name,
+        "versions": len(name.versions),
+        "manifest": head.manifest,
+        "rows": name.manifest.rows,
+        "columns": [
+            {"column": column.name, "encoder": label(column.spec), "dim": column.dim} for column in name.manifest.columns
+        ],
+        "bytes": name.nbytes,
+        "created": head.created,
+    }
+
+
+def _text(summary: dict[str, Any]) -> str:
+    if not summary["names"]:
+        return f"{summary['store']} holds no data set yet. Begin with: cachestore build DATA --column text --encoder minilm"
+    head = ("name", "versions", "rows", "bytes", "manifest", "created", "column: encoder")
+    rows = []
+    for entry in summary["names"]:
+        encoders = [f"{column['column']}: {column['encoder']}" for column in entry["columns"]]
+        cells = (entry["name"], entry["versions"], f"{entry['rows']:,}", output.size(entry["bytes"]))
+        rows.append((*cells, entry["manifest"][:12], entry["created"][:19], encoders[0]))
+        rows += [("",) * 6 + (encoder,) for encoder in encoders[1:]]
+    return output.table(head, rows, right=("versions", "rows", "bytes"))

@@ -1,0 +1,107 @@
+"""What a command shows: its result on stdout as text or as one JSON object; talk, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from cachestore.build import Progress
+    from cachestore.dataset import SkippedCell
+
+SKIPPED_ROWS = 5
+SKIPPED_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the words of one command go."""
+
+    as_json: bool
+    quiet: bool
+
+    def result(self, summary: Mapping[str, Any], text: str) -> None:
+        """The result, once: ``summary`` under --json, else ``text``."""
+        _write(sys.stdout, json.dumps(summary, ensure_ascii=False) if self.as_json else text)
+
+    def say(self, line: str) -> None:
+        """A remark on the way, unless --quiet."""
+        if not self.quiet:
+            _write(sys.stderr, line)
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Callable[[Progress], None] | None]:
+        """A callback that draws the progress of a build; None where nobody would see it."""
+        if self.quiet or self.as_json or not sys.stderr.isatty():
+            yield None
+            return
+        from cli.bar import bar  # rich is loaded for a terminal only
+
+        with bar() as show:
+            yield show
+
+
+def error(kind: str, message: str, exit_code: int, *, as_json: bool) -> None:
+    """An error as one JSON object on stdout, or as a sentence on stderr."""
+    if as_json:
+        _write(sys.stdout, json.dumps({"error": {"type": kind, "message": message, "exit_code": exit_code}}))
+    else:
+        _write(sys.stderr, f"error: {message}")
+
+
+def skipped(cells: Sequence[SkippedCell], count: int, data: object) -> bool:
+    """Name the first skipped cells on stderr, even under --quiet; returns whether there are any."""
+    for cell in cells[:SKIPPED_SHOWN]:
+        _write(sys.stderr, f"skipped: {data}, row {cell.row + 1}, column {cell.column!r}: {cell.why}")
+    if count > SKIPPED_SHOWN:
+        _write(sys.stderr, f"skipped: {count - SKIPPED_SHOWN:,} more")
+    return count > 0
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> str:
+    """Columns padded to their widest cell, two spaces apart; those named in ``right`` align to the right."""
+    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[at]) for row in cells) for at in range(len(head))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(head, row, widths, strict=True)
+        ).rstrip()
+        for row in cells
+    )
+    return "\n".join(lines)
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: ``"3.2 MB"``."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: ``"0.31 s"``, ``"12.4 s"``, ``"3 min 20 s"``."""
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        # The reader has seen enough (`cachestore ls | head -1`). The exit code still tells how the command ended;
+        # /dev/null takes the rest, so that the flush at interpreter exit does not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
