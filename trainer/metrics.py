@@ -30,9 +30,7 @@ DIRECTIONS: Final[dict[str, Direction]] = {
 
 
 def better(metric: str, value: float, than: float | None) -> bool:
-    """Whether ``value`` improves on ``than``; anything but NaN improves on None."""
-    if math.isnan(value):
-        return False
+    """Whether ``value`` improves on ``than``; anything improves on None."""
     if than is None:
         return True
     return value > than if DIRECTIONS[metric] == "max" else value < than

@@ -1,0 +1,90 @@
+"""Batches: the inputs and targets of one step, as tensors by feature name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step; every tensor has ``rows`` rows.
+
+    ``inputs``: a vector (rows, dim), a number or truth value (rows, 1), or a category index, int64 (rows,).
+    ``missing``: 1.0 where the cell is missing, (rows, 1), for the features that had missing cells in training.
+    ``targets``: empty when predicting.
+    """
+
+    rows: int
+    inputs: Mapping[str, Tensor]
+    missing: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CachedBatches:
+    """Every row of a split in contiguous tensors on the device of the model; a step indexes them.
+
+    float16 vectors stay float16 here, half the memory, and become float32 in the batch.
+    """
+
+    inputs: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    missing: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {len(tensor) for group in (self.inputs, self.targets, self.missing) for tensor in group.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"the tensors of one split have different lengths: {sorted(lengths)}")
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(next(iter(self.inputs.values())))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.inputs.values())).device
+
+    def to(self, device: torch.device) -> CachedBatches:
+        """The same rows on ``device``."""
+        groups = (self.inputs, self.targets, self.missing)
+        return CachedBatches(*({name: tensor.to(device) for name, tensor in group.items()} for group in groups))
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Every row once, in an order drawn from ``generator``."""
+        order = torch.randperm(self.rows, generator=generator).to(self.device)
+        for start, stop in bounds(self.rows, batch_size):
+            rows = order[start:stop]
+            yield Batch(
+                stop - start,
+                {name: _vector(tensor.index_select(0, rows)) for name, tensor in self.inputs.items()},
+                {name: tensor.index_select(0, rows) for name, tensor in self.missing.items()},
+                {name: tensor.index_select(0, rows) for name, tensor in self.targets.items()},
+            )
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Every row once, first to last."""
+        for start, stop in bounds(self.rows, batch_size):
+            yield Batch(
+                stop - start,
+                {name: _vector(tensor[start:stop]) for name, tensor in self.inputs.items()},
+                {name: tensor[start:stop] for name, tensor in self.missing.items()},
+                {name: tensor[start:stop] for name, tensor in self.targets.items()},
+            )
+
+
+def bounds(rows: int, batch_size: int) -> list[tuple[int, int]]:
+    """The (start, stop) of each batch. A lone last row joins the batch before it: one row has no batch statistics."""
+    starts = list(range(0, rows, batch_size))
+    if len(starts) > 1 and rows - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], rows], strict=True)) if rows else []
+
+
+def _vector(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

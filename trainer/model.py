@@ -1,0 +1,106 @@
+"""The model: encoders (the identity where vectors are stored) → combiner → decoders, in one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.batches import Batch
+from trainer.decoders import DecoderModule
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Scores by output feature; ``losses`` (unweighted) and their weighted sum ``loss`` when the batch had targets."""
+
+    scores: Mapping[str, Tensor]
+    losses: Mapping[str, Tensor]
+    loss: Tensor | None
+
+
+class Embedding(nn.Module):
+    """Category index (rows,) → a learnt vector (rows, dim)."""
+
+    def __init__(self, classes: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(classes, dim)
+
+    def forward(self, index: Tensor) -> Tensor:
+        vector: Tensor = self.table(index)
+        return vector
+
+
+class OneHot(nn.Module):
+    """Category index (rows,) → (rows, classes), 1 in its column."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, index: Tensor) -> Tensor:
+        return functional.one_hot(index, self.classes).float()
+
+
+class Model(nn.Module):
+    """Encoders, combiner and decoders by feature name.
+
+    ``missing`` names the inputs whose vector is followed by a 1-wide indicator; ``weights`` are those of the losses in
+    their sum.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        missing: Collection[str],
+        combiner: nn.Module,
+        decoders: Mapping[str, DecoderModule],
+        weights: Mapping[str, float],
+    ) -> None:
+        super().__init__()
+        self.inputs = tuple(encoders)
+        self.outputs = tuple(decoders)
+        self.missing = frozenset(missing)
+        self.weights = dict(weights)
+        self.encoders = nn.ModuleDict({_key(name): encoder for name, encoder in encoders.items()})
+        self.combiner = combiner
+        self.decoders = nn.ModuleDict({_key(name): decoder for name, decoder in decoders.items()})
+
+    def decoder(self, name: str) -> DecoderModule:
+        """The decoder of output feature ``name``."""
+        return cast("DecoderModule", self.decoders[_key(name)])
+
+    def combine(self, batch: Batch) -> Tensor:
+        """The combined vector, (rows, dim)."""
+        vectors: dict[str, Tensor] = {}
+        for name, encoder in zip(self.inputs, self.encoders.values(), strict=True):
+            vector = encoder(batch.inputs[name])
+            if name in self.missing:
+                vector = torch.cat([vector, batch.missing[name]], dim=1)
+            vectors[name] = vector
+        combined: Tensor = self.combiner(vectors)
+        return combined
+
+    def forward(self, batch: Batch) -> Output:
+        combined = self.combine(batch)
+        scores: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        for name in self.outputs:
+            decoder = self.decoder(name)
+            scores[name] = decoder(combined)
+            if name in batch.targets:
+                losses[name] = decoder.loss(scores[name], batch.targets[name])
+                weight = self.weights[name]
+                weighted = losses[name] if weight == 1.0 else losses[name] * weight
+                total = weighted if total is None else total + weighted
+        return Output(scores, losses, total)
+
+
+def _key(name: str) -> str:
+    # torch allows no dot in a module's name, and none that is an attribute ("type", "keys")
+    return "feature:" + name.replace("%", "%25").replace(".", "%2E")
