@@ -76,13 +76,11 @@ def write_chunk(root: Path, columns: Sequence[str], keys: Sequence[NDArray[np.vo
     rows = len(reasons[0])
     identity = chunk_id(columns, keys, reasons)
     arrays: list[pa.Array] = []
-    fields: list[pa.Field] = []
-    for name, key, reason in zip(columns, keys, reasons, strict=True):
+    for key, reason in zip(keys, reasons, strict=True):
         valid = np.packbits(reason == PRESENT, bitorder="little")
         arrays.append(pa.Array.from_buffers(pa.binary(SIZE), rows, [pa.py_buffer(valid), pa.py_buffer(np.ascontiguousarray(key))]))
         arrays.append(pa.array(reason))
-        fields += [pa.field(f"key.{name}", pa.binary(SIZE)), pa.field(f"reason.{name}", pa.uint8(), nullable=False)]
-    schema = pa.schema(fields, metadata={"cachestore.format": str(FORMAT)})
+    schema = _chunk_schema(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(arrays, schema=schema))
@@ -200,15 +198,25 @@ def _parse(identity: str, data: bytes) -> Manifest:
     return Manifest(identity, content["rows"], columns, tuple((chunk["id"], chunk["rows"]) for chunk in content["chunks"]))
 
 
+def _chunk_schema(columns: Sequence[str]) -> pa.Schema:
+    fields: list[pa.Field] = []
+    for name in columns:
+        fields += [pa.field(f"key.{name}", pa.binary(SIZE)), pa.field(f"reason.{name}", pa.uint8(), nullable=False)]
+    return pa.schema(fields, metadata={"cachestore.format": str(FORMAT)})
+
+
 def _read_chunk(root: Path, identity: str, rows: int, names: Sequence[str]) -> tuple[list[NDArray[np.void]], list[NDArray[np.uint8]]]:
     path = files.content_path(root, _CHUNKS, identity, ".arrow")
     try:
-        batch = pa.ipc.open_file(pa.py_buffer(files.map_file(path))).get_batch(0)
+        reader = pa.ipc.open_file(pa.py_buffer(files.map_file(path)))
+        if reader.schema != _chunk_schema(names):
+            raise ValueError("its columns are not those of its manifest")
+        batch = reader.get_batch(0)
         keys = [np.frombuffer(batch.column(f"key.{name}").buffers()[1], f"V{SIZE}", count=rows) for name in names]
         reasons = [batch.column(f"reason.{name}").to_numpy(zero_copy_only=True) for name in names]
     except FileNotFoundError:
         raise DamageError(f"Chunk {path} is gone. Build its data set again to write it anew.") from None
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise DamageError(f"Chunk {path} cannot be read ({error}). Delete it and build its data set again.") from error
     if chunk_id(names, keys, reasons) != identity:
         raise DamageError(f"Chunk {path} was damaged on disk. Delete it and build its data set again.")

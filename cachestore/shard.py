@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +102,22 @@ def open_shard(root: Path, name: str) -> Shard:
         reader = pa.ipc.open_file(pa.py_buffer(data))
         metadata = reader.schema.metadata or {}
         _check_format(metadata, path)
-        batch = reader.get_batch(0)
-        return _view(name, metadata, batch, data.nbytes)
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        spec = json.loads(metadata[b"cachestore.spec"])
+        dim = reader.schema.field("vector").type.list_size
+        if reader.schema != _schema(spec, dim):
+            raise ValueError("its columns are not those of a shard")
+        return _view(name, spec, dim, reader.get_batch(0), data.nbytes)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DamageError(f"Shard {path} cannot be read ({error}). Move it out of the store and build again.") from error
 
 
-def _view(name: str, metadata: Mapping[bytes, bytes], batch: pa.RecordBatch, nbytes: int) -> Shard:
-    spec = json.loads(metadata[b"cachestore.spec"])
+def sound(root: Path, name: str) -> bool:
+    """Whether the bytes of a shard are those that its name is the SHA-256 of."""
+    return sha256(files.map_file(files.content_path(root, FOLDER, name, SUFFIX))).hexdigest() == name
+
+
+def _view(name: str, spec: Mapping[str, Json], dim: int, batch: pa.RecordBatch, nbytes: int) -> Shard:
     key_column, vector_column, check_column = (batch.column(field) for field in ("key", "vector", "check"))
-    dim = vector_column.type.list_size
     return Shard(
         name=name,
         fingerprint=fingerprint(spec),

@@ -1,0 +1,11 @@
+"""A content-addressed store of embeddings: each is computed once, versioned, and shared by every dataset and experiment."""
+
+from __future__ import annotations
+
+from cachestore.build import build
+from cachestore.encoders import Encoder
+from cachestore.manifest import Manifest
+from cachestore.store import Store, open_store
+
+__all__ = ["Encoder", "Manifest", "Store", "build", "open_store"]
+__version__ = "0.1.0"

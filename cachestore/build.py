@@ -1,0 +1,355 @@
+"""Build: a dataset's rows → keys → what the store lacks → encode → put → manifest. Killed anywhere, running it again finishes it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachestore import dataset as datasets
+from cachestore import manifest as manifests
+from cachestore.dataset import Dataset, SkippedCell
+from cachestore.encoders import Encoder, EncoderLike, open_encoder
+from cachestore.errors import DataError, ManifestNotFound, UsageError
+from cachestore.fill import Fill, Limits
+from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint, keys
+from cachestore.manifest import CHUNK_ROWS, MISSING, PRESENT, SKIPPED, Manifest, ManifestColumn, write_chunk
+from cachestore.shard import stored_dtype
+from cachestore.store import Store
+
+KEPT_SKIPPED = 1000
+_NO_KEY = bytes(SIZE)
+_SAMPLE = 64
+_RECORDED = ("cachestore", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a build is. Cells, not rows, are encoded or hit; ``total`` rows are known for some sources only."""
+
+    rows: int
+    total: int | None
+    encoded: int
+    hits: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the cells of all built columns; all but ``rows`` add up to rows × columns."""
+
+    rows: int
+    encoded: int
+    """vectors computed and stored"""
+    hits: int
+    """cells whose vector was stored before this build"""
+    duplicates: int
+    """cells that repeat one encoded in this build"""
+    missing: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Build:
+    """A finished build. ``skipped_cells`` holds the first KEPT_SKIPPED of them."""
+
+    manifest: Manifest
+    name: str | None
+    counts: Counts
+    skipped_cells: tuple[SkippedCell, ...]
+    bytes_written: int
+    seconds: float
+    recognised: bool
+    """the file was built before, unchanged, and was not parsed again"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build would do; ``seconds`` is estimated from encoding a small sample, None when nothing is to be encoded."""
+
+    counts: Counts
+    """``encoded`` counts what would be encoded"""
+    seconds: float | None
+    nbytes: int
+    """of the shards it would write"""
+
+
+def build(store: Store, data: Any, columns: Mapping[str, EncoderLike], name: str | None = None) -> Manifest:
+    """Make sure that every row's vectors are in the store; returns the manifest that lists them.
+
+    ``data`` is a path (CSV, TSV, Parquet, JSON Lines, Arrow, Feather), a pandas or pyarrow table, or a mapping of columns;
+    ``columns`` maps each column to embed to its encoder. ``name`` defaults to the file's stem; a table in memory has none.
+    """
+    return run(store, data, columns, name=name).manifest
+
+
+def run(
+    store: Store,
+    data: Any,
+    columns: Mapping[str, EncoderLike],
+    *,
+    name: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    limits: Limits | None = None,
+) -> Build:
+    """As ``build``, and tells what it did. Raises DataError, ColumnNotFound, EncoderError, UsageError and StoreError."""
+    began = time.monotonic()
+    dataset = _open(data, columns)
+    name = manifests.check_name(name) if name else default_name(dataset)
+    opened = {column: store.open_encoder(encoder) for column, encoder in columns.items()}
+    source = _source_key(dataset, opened)
+    with store.writing():
+        finished = _recognise(store, source)
+        if finished is None:
+            finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
+            _record(store, source, finished)
+        finished = replace(finished, name=name, seconds=time.monotonic() - began)
+        if name:
+            store.point(name, finished.manifest, _provenance(store, dataset, finished))
+    return finished
+
+
+def plan(store: Store | None, data: Any, columns: Mapping[str, EncoderLike]) -> Plan:
+    """What ``run`` would do on this store, or on an empty one. Writes nothing; encodes a sample of at most 64 payloads to time it."""
+    dataset = _open(data, columns)
+    opened = {column: store.open_encoder(encoder) if store else open_encoder(encoder) for column, encoder in columns.items()}
+    rows = hits = missing = skipped = 0
+    lacking: dict[Fingerprint, set[Key]] = {}
+    samples: dict[Fingerprint, list[bytes]] = {}
+    for batch in dataset.batches(list(opened)):
+        for column, encoder in opened.items():
+            identity = fingerprint(encoder.spec)
+            cells = datasets.payloads(batch, column, rows)
+            names = keys(identity, cells.payloads)
+            missing += int((cells.reasons == MISSING).sum())
+            skipped += int((cells.reasons == SKIPPED).sum())
+            found = store.index.lookup(names).shards >= 0 if store else np.zeros(len(names), np.bool_)
+            hits += int(found.sum())
+            unknown, sample = lacking.setdefault(identity, set()), samples.setdefault(identity, [])
+            for key, payload, known in zip(names, cells.payloads, found.tolist(), strict=True):
+                if key is not None and payload is not None and not known and key not in unknown:
+                    unknown.add(key)
+                    # the first rows of a file are often alike: keep a sample spread over powers of two
+                    if len(sample) < _SAMPLE or len(unknown) & (len(unknown) - 1) == 0:
+                        sample.append(payload)
+        rows += batch.num_rows
+    to_encode = sum(len(unknown) for unknown in lacking.values())
+    duplicates = rows * len(opened) - hits - to_encode - missing - skipped
+    by_identity = {fingerprint(encoder.spec): encoder for encoder in opened.values()}
+    seconds, nbytes = 0.0, 0
+    for identity, unknown in lacking.items():
+        encoder = by_identity[identity]
+        nbytes += len(unknown) * (encoder.dim * stored_dtype(encoder.spec).itemsize + SIZE + 8)
+        if unknown:
+            seconds += len(unknown) * _seconds_each(encoder, samples[identity][-_SAMPLE:])
+    return Plan(Counts(rows, to_encode, hits, duplicates, missing, skipped), seconds if to_encode else None, nbytes)
+
+
+def default_name(dataset: Dataset) -> str | None:
+    """The name of a dataset built without one: its file's stem, cleaned of what a name cannot hold."""
+    if dataset.path is None:
+        return None
+    stem = dataset.path.name.split(".")[0]
+    cleaned = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "-" for letter in stem).strip("-_")
+    return cleaned[:128] or "data"
+
+
+@dataclass
+class _Column:
+    """A column on its way into a manifest: keys and reasons of the rows of the open chunk."""
+
+    name: str
+    encoder: Encoder
+    fingerprint: Fingerprint
+    fill: Fill
+    keys: list[NDArray[np.void]] = field(default_factory=list)
+    reasons: list[NDArray[np.uint8]] = field(default_factory=list)
+
+
+class _Running:
+    """One build while it runs."""
+
+    def __init__(
+        self,
+        store: Store,
+        dataset: Dataset,
+        encoders: Mapping[str, Encoder],
+        progress: Callable[[Progress], None] | None,
+        limits: Limits,
+        began: float,
+    ) -> None:
+        self.store = store
+        self.dataset = dataset
+        self.progress = progress
+        self.began = began
+        self.own: set[int] = set()
+        self.fills: dict[Fingerprint, Fill] = {}
+        self.columns: list[_Column] = []
+        for name, encoder in encoders.items():
+            identity = fingerprint(encoder.spec)
+            if identity not in self.fills:
+                self.fills[identity] = store.fill(encoder, limits, self.own, self.report)
+            self.columns.append(_Column(name, encoder, identity, self.fills[identity]))
+        self.rows = self.open_rows = self.hits = self.missing = self.skipped = 0
+        self.skipped_cells: list[SkippedCell] = []
+        self.chunks: list[tuple[str, int]] = []
+
+    def finish(self) -> Build:
+        before = _status(self.dataset)
+        for batch in self.dataset.batches([column.name for column in self.columns]):
+            at = 0
+            while at < batch.num_rows:
+                taken = min(batch.num_rows - at, CHUNK_ROWS - self.open_rows)
+                self.take(batch.slice(at, taken))
+                at += taken
+            self.report()
+        if self.open_rows or not self.chunks:
+            self.close_chunk()
+        if _status(self.dataset) != before:
+            raise DataError(f"{self.dataset.label} changed while it was read. Run again; what was encoded is kept.")
+        described = [ManifestColumn(column.name, column.fingerprint, column.encoder.spec, column.encoder.dim) for column in self.columns]
+        manifest = self.store.write_manifest(described, self.chunks)
+        encoded = sum(fill.encoded for fill in self.fills.values())
+        duplicates = self.rows * len(self.columns) - encoded - self.hits - self.missing - self.skipped
+        counts = Counts(self.rows, encoded, self.hits, duplicates, self.missing, self.skipped)
+        written = sum(fill.bytes_written for fill in self.fills.values())
+        return Build(manifest, None, counts, tuple(self.skipped_cells), written, 0.0, recognised=False)
+
+    def take(self, batch: Any) -> None:
+        """Add the rows of a record batch, all of which fit the open chunk."""
+        for column in self.columns:
+            cells = datasets.payloads(batch, column.name, self.rows)
+            names = keys(column.fingerprint, cells.payloads)
+            self.missing += int((cells.reasons == MISSING).sum())
+            self.skip(cells.skipped)
+            self.fill(column.fill, names, cells.payloads)
+            column.keys.append(np.frombuffer(b"".join(key or _NO_KEY for key in names), f"V{SIZE}"))
+            column.reasons.append(cells.reasons)
+        self.rows += batch.num_rows
+        self.open_rows += batch.num_rows
+        if self.open_rows == CHUNK_ROWS:
+            self.close_chunk()
+
+    def fill(self, fill: Fill, names: Sequence[Key | None], payloads: Sequence[bytes | None]) -> None:
+        """Hand the payloads that the store lacks to the column's fill, each once."""
+        for key, payload, number in zip(names, payloads, self.store.index.lookup(names).shards.tolist(), strict=True):
+            if number >= 0:
+                self.hits += number not in self.own
+            elif key is not None and payload is not None and not fill.holds(key) and key not in fill.refused:
+                fill.add(key, payload)
+
+    def close_chunk(self) -> None:
+        """Store what is pending, then write the open rows as a chunk: a manifest never names a vector that is not durable."""
+        for fill in self.fills.values():
+            fill.flush()
+        chunk_keys, chunk_reasons = [], []
+        for column in self.columns:
+            chunk_keys.append(np.concatenate([*column.keys, np.empty(0, f"V{SIZE}")]))
+            chunk_reasons.append(np.concatenate([*column.reasons, np.empty(0, np.uint8)]))
+            column.keys, column.reasons = [], []
+            self.refuse(column, chunk_keys[-1], chunk_reasons[-1])
+        identity = write_chunk(self.store.root, [column.name for column in self.columns], chunk_keys, chunk_reasons)
+        self.chunks.append((identity, self.open_rows))
+        self.open_rows = 0
+
+    def refuse(self, column: _Column, chunk_keys: NDArray[np.void], reasons: NDArray[np.uint8]) -> None:
+        """Turn the rows whose vector could not be stored into skipped ones, in place."""
+        refused = column.fill.refused
+        first_row = self.rows - self.open_rows
+        rows = [row for row, key in enumerate(chunk_keys.tolist()) if key in refused] if refused else []
+        self.skip([SkippedCell(first_row + row, column.name, refused[Key(chunk_keys[row].tobytes())]) for row in rows])
+        chunk_keys[rows] = np.zeros(len(rows), f"V{SIZE}")
+        reasons[rows] = SKIPPED
+
+    def skip(self, cells: Sequence[SkippedCell]) -> None:
+        self.skipped += len(cells)
+        self.skipped_cells += cells[: KEPT_SKIPPED - len(self.skipped_cells)]
+
+    def report(self) -> None:
+        if self.progress:
+            encoded = sum(fill.encoded for fill in self.fills.values())
+            self.progress(Progress(self.rows, self.dataset.rows, encoded, self.hits, time.monotonic() - self.began))
+
+
+def _open(data: Any, columns: Mapping[str, EncoderLike]) -> Dataset:
+    if not columns:
+        raise UsageError("A build needs at least one column with an encoder.")
+    dataset = datasets.open_dataset(data)
+    dataset.require(columns)
+    return dataset
+
+
+def _seconds_each(encoder: Encoder, sample: Sequence[bytes]) -> float:
+    encoder.encode(sample[:1])  # loads the weights
+    began = time.monotonic()
+    encoder.encode(sample)
+    return (time.monotonic() - began) / len(sample)
+
+
+def _status(dataset: Dataset) -> tuple[int, ...] | None:
+    if dataset.path is None:
+        return None
+    status = dataset.path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _source_key(dataset: Dataset, encoders: Mapping[str, Encoder]) -> bytes | None:
+    """What identifies a finished build of a file: its bytes, how they are read, and which columns go through which encoders."""
+    digest = dataset.digest()
+    if digest is None:
+        return None
+    columns = [[column, fingerprint(encoder.spec).hex()] for column, encoder in encoders.items()]
+    return b"source:" + sha256(canonical([digest, dict(dataset.options), columns, metadata.version("cachestore")])).digest()
+
+
+def _recognise(store: Store, source: bytes | None) -> Build | None:
+    """The build of a file that was built before and has not changed since, without parsing it."""
+    remembered = store.index.recall(source) if source else None
+    if remembered is None:
+        return None
+    fact = json.loads(remembered)
+    try:
+        manifest = store.manifest(fact["manifest"])
+    except ManifestNotFound:
+        return None
+    counts = Counts(manifest.rows, 0, fact["present"], 0, fact["missing"], fact["skipped"])
+    cells = tuple(SkippedCell(*cell) for cell in fact["cells"])
+    return Build(manifest, None, counts, cells, 0, 0.0, recognised=True)
+
+
+def _record(store: Store, source: bytes | None, finished: Build) -> None:
+    if source is None:
+        return
+    counts = finished.counts
+    fact = {
+        "manifest": finished.manifest.id,
+        "present": counts.encoded + counts.hits + counts.duplicates,
+        "missing": counts.missing,
+        "skipped": counts.skipped,
+        "cells": [[cell.row, cell.column, cell.why] for cell in finished.skipped_cells],
+    }
+    store.index.remember(source, json.dumps(fact).encode())
+
+
+def _provenance(store: Store, dataset: Dataset, finished: Build) -> Mapping[str, Json]:
+    manifest = finished.manifest
+    versions: dict[str, Json] = {"python": platform.python_version()}
+    for package in _RECORDED:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "source": {"label": dataset.label, "digest": dataset.digest(), "options": dict(dataset.options)},
+        "counts": vars(finished.counts),
+        "vectors": {column.name: int((store.reasons(manifest, column.name) == PRESENT).sum()) for column in manifest.columns},
+        "seconds": round(finished.seconds, 3),
+        "versions": versions,
+    }

@@ -1,0 +1,327 @@
+"""The store: one directory of shards, manifests and names, and the one object that joins them."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachestore import encoders, files, locks, manifest, shard
+from cachestore.encoders import Encoder, EncoderLike
+from cachestore.errors import DamageError, DataError, MissingVector, StoreFormatError, StoreNotFound, StoreNotWritable
+from cachestore.fill import Fill, Limits
+from cachestore.index import Index, Locations, looks_torn
+from cachestore.keys import Fingerprint, Json, Key, fingerprint, keys
+from cachestore.manifest import PRESENT, Manifest, ManifestColumn, Version
+
+FORMAT = 1
+_HEADER = "store.json"
+_MAPPED_SHARDS = 16  # each mapping holds a file descriptor
+_LOCK_SECONDS = 30.0
+_SETTLED_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name of the store: its head manifest and how many versions its log holds."""
+
+    name: str
+    versions: tuple[Version, ...]
+    manifest: Manifest
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the head's vectors as its rows use them; rows that share a vector count each."""
+        counts: Any = self.versions[-1].provenance["vectors"]
+        return sum(counts[column.name] * column.dim * shard.stored_dtype(column.spec).itemsize for column in self.manifest.columns)
+
+
+def open_store(path: str | os.PathLike[str] | None = None, mode: Literal["r", "w"] = "w") -> Store:
+    """Open the store at ``path``, else at ``$CACHESTORE_STORE``, else at ``~/.cache/cachestore``.
+
+    Mode "w" creates it when it is not there; mode "r" never writes. Raises StoreNotFound, StoreNotWritable, StoreFormatError.
+    """
+    place = path or os.environ.get("CACHESTORE_STORE") or Path.home() / ".cache" / "cachestore"
+    return Store(Path(place).expanduser().absolute(), mode)
+
+
+class Store:
+    """Vectors by key, manifests by name. Use ``open_store``; a context manager that closes itself."""
+
+    def __init__(self, root: Path, mode: Literal["r", "w"]) -> None:
+        self.root = root
+        self.readonly = mode == "r"
+        self._mapped: OrderedDict[str, shard.Shard] = OrderedDict()
+        self._open_header()
+        self.index = self._open_index()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the index and all mapped shards."""
+        self._mapped.clear()
+        self.index.close()
+
+    # -- vectors ---------------------------------------------------------------------------------------------------
+
+    def missing(self, wanted: Sequence[Key]) -> list[Key]:
+        """The distinct keys of ``wanted`` that the store does not hold, in the order of their first appearance."""
+        found = self.index.lookup(wanted).shards
+        return list(dict.fromkeys(key for key, number in zip(wanted, found, strict=True) if number < 0))
+
+    def put(self, spec: Mapping[str, Json], keys: Sequence[Key], vectors: NDArray[Any]) -> tuple[int, int]:
+        """Store ``vectors`` (len(keys), dim) of the spec's dtype durably: shard first, then index.
+
+        Only inside ``writing``. Returns the shard's number and its size in bytes.
+        """
+        name, nbytes = shard.write(self.root, spec, keys, vectors)
+        return self.index.commit(name, fingerprint(spec), spec, keys, nbytes), nbytes
+
+    def gather(self, wanted: NDArray[np.void], found: Locations, out: NDArray[Any]) -> None:
+        """Copy the vectors of keys (n,) at their locations into ``out`` (n, dim), each checked against its key and its check."""
+        order = np.argsort(found.shards, kind="stable")
+        numbers, starts = np.unique(found.shards[order], return_index=True)
+        entries = self.index.shards() if len(order) else {}
+        for number, rows in zip(numbers, np.split(order, starts[1:]), strict=True):
+            mapped = self._shard(entries[int(number)].name)
+            out[rows] = mapped.take(found.rows[rows], wanted[rows])
+
+    def embed(self, texts: Sequence[str], encoder: EncoderLike) -> NDArray[Any]:
+        """Vectors (len(texts), dim) of the texts, in their order; what the store lacks is encoded and kept.
+
+        The dtype is the encoder's stored dtype. Raises DataError for a text that has no UTF-8 form or no finite vector.
+        """
+        opened = self.open_encoder(encoder)
+        payloads = [_utf8(text, at) for at, text in enumerate(texts)]
+        wanted = keys(fingerprint(opened.spec), payloads)
+        lacking = set(self.missing([key for key in wanted if key is not None]))
+        if lacking:
+            with self.writing():
+                fill = self.fill(opened)
+                for key, payload in zip(wanted, payloads, strict=True):
+                    if key in lacking:
+                        lacking.discard(key)
+                        fill.add(key, payload)
+                fill.flush()
+            for at, key in enumerate(wanted):
+                if key in fill.refused:
+                    raise DataError(f"Text {at} cannot be stored: {fill.refused[key]}.")
+        out = np.zeros((len(texts), opened.dim), shard.stored_dtype(opened.spec))
+        self.gather(np.frombuffer(b"".join(key or b"" for key in wanted), "V32"), self.index.lookup(wanted), out)
+        return out
+
+    def fill(self, encoder: Encoder, limits: Limits | None = None, own: set[int] | None = None, tick: Any = None) -> Fill:
+        """A Fill that puts what ``encoder`` encodes into this store; the numbers of its shards are added to ``own``."""
+
+        def put(names: Sequence[Key], vectors: NDArray[Any]) -> int:
+            number, nbytes = self.put(encoder.spec, names, vectors)
+            if own is not None:
+                own.add(number)
+            return nbytes
+
+        return Fill(encoder, shard.stored_dtype(encoder.spec), put, limits or Limits(), tick)
+
+    # -- manifests -------------------------------------------------------------------------------------------------
+
+    def manifest(self, reference: str) -> Manifest:
+        """The manifest of that id, or the newest of that name."""
+        if len(reference) == 64 and set(reference) <= set("0123456789abcdef"):
+            return manifest.read_manifest(self.root, reference)
+        return manifest.read_manifest(self.root, self.log(reference)[-1].manifest)
+
+    def log(self, name: str) -> list[Version]:
+        """The versions of a name, oldest first."""
+        return manifest.read_log(self.root, name)
+
+    def names(self) -> list[Name]:
+        """All names with their newest manifest, sorted."""
+        logs = {name: self.log(name) for name in manifest.names(self.root)}
+        return [Name(name, tuple(log), manifest.read_manifest(self.root, log[-1].manifest)) for name, log in logs.items()]
+
+    def point(self, name: str, target: Manifest, provenance: Mapping[str, Json]) -> Version:
+        """Add a version to a name's log, unless its head is this manifest already."""
+        with locks.held(self.root, "names", exclusive=True, timeout=_LOCK_SECONDS):
+            return manifest.append_version(self.root, name, target, datetime.now(UTC).isoformat(timespec="seconds"), provenance)
+
+    def vectors(self, source: Manifest | str, column: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Vectors (rows, dim) of a cached column in dataset order, zeros where a row has none, and the mask (rows,) of those that have.
+
+        Raises MissingVector naming the first row whose vector the store does not hold.
+        """
+        source = self.manifest(source) if isinstance(source, str) else source
+        described = source.column(column)
+        wanted, reasons = manifest.read_column(self.root, source, column)
+        mask = reasons == PRESENT
+        found = self.index.lookup(wanted[mask].tolist())
+        lost = np.flatnonzero(found.shards < 0)
+        if len(lost):
+            row = int(np.flatnonzero(mask)[lost[0]])
+            raise MissingVector(
+                f"{len(lost)} of {source.rows} rows of column {column!r} have no vector in the store at {self.root}, the first is row {row}. "
+                "Build the data set again to encode them."
+            )
+        out = np.zeros((source.rows, described.dim), shard.stored_dtype(described.spec))
+        if mask.all():
+            self.gather(wanted, found, out)
+        else:
+            present = np.empty((int(mask.sum()), described.dim), out.dtype)
+            self.gather(wanted[mask], found, present)
+            out[mask] = present
+        return out, mask
+
+    def reasons(self, source: Manifest | str, column: str) -> NDArray[np.uint8]:
+        """Why each row (rows,) of a cached column has a vector or none: PRESENT, MISSING or SKIPPED."""
+        source = self.manifest(source) if isinstance(source, str) else source
+        return manifest.read_column(self.root, source, column)[1]
+
+    def complete(self, source: Manifest) -> bool:
+        """Whether every vector that a manifest names is in the store."""
+        for column in source.columns:
+            wanted, reasons = manifest.read_column(self.root, source, column.name)
+            if (self.index.lookup(wanted[reasons == PRESENT].tolist()).shards < 0).any():
+                return False
+        return True
+
+    def write_manifest(self, columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> Manifest:
+        """Write a manifest of chunks that are in the store. Only inside ``writing``."""
+        return manifest.write_manifest(self.root, columns, chunks)
+
+    # -- encoders --------------------------------------------------------------------------------------------------
+
+    def open_encoder(self, encoder: EncoderLike) -> Encoder:
+        """Resolve an encoder against this store: file digests are remembered, ``precision: auto`` follows what is stored."""
+        return encoders.open_encoder(encoder, digest=self.digest, known=self.knows)
+
+    def knows(self, encoder: Fingerprint) -> bool:
+        """Whether the store holds vectors of that encoder."""
+        return self.index.spec(encoder) is not None
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file in hexadecimal, remembered by its size, times and inode; remembering only saves time."""
+        status = path.stat()
+        seen = struct.pack("<QqqQQ", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+        key = b"file:" + keys(Fingerprint(bytes(32)), [os.fsencode(path.absolute())])[0]  # type: ignore[operator]
+        remembered = self.index.recall(key)
+        if remembered is not None and remembered[: len(seen)] == seen:
+            return remembered[len(seen) :].hex()
+        digest = encoders.sha256_of_file(path)
+        # a file changed within the clock's grain after this would keep its times, so young files are not remembered
+        if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS and path.stat() == status:
+            self.index.remember(key, seen + bytes.fromhex(digest))
+        return digest
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the shared lock of writers for the body. First mends what killed writers left: temporary files, unindexed shards.
+
+        Raises StoreNotWritable in a store opened for reading, StoreLocked while somebody holds the store for himself.
+        """
+        if self.readonly:
+            raise StoreNotWritable(f"The store at {self.root} is open for reading, and this needs to write. Open it with mode 'w'.")
+        with locks.held(self.root, "builders", exclusive=False, timeout=_LOCK_SECONDS) as lock:
+            if locks.alone(lock):
+                files.sweep_temporary(self.root)
+            locks.share(lock)
+            self.reconcile()
+            yield
+
+    def reconcile(self) -> int:
+        """Make the index agree with the shards on disk; returns how many shards were indexed."""
+        indexed = {entry.name: entry.number for entry in self.index.shards().values()}
+        on_disk = set(files.content_names(self.root, shard.FOLDER, shard.SUFFIX))
+        gone = [number for name, number in indexed.items() if name not in on_disk]
+        if gone:
+            self.index.drop(gone)
+        unindexed = sorted(on_disk - indexed.keys())
+        for name in unindexed:
+            if not shard.sound(self.root, name):
+                raise DamageError(
+                    f"Shard {name} in {self.root} was damaged on disk before it was indexed. "
+                    "Move the file out of the folder shards and build again to encode its rows anew."
+                )
+            found = shard.open_shard(self.root, name)
+            self.index.commit(name, found.fingerprint, found.spec, found.keys.tolist(), found.nbytes)
+        return len(unindexed)
+
+    def _shard(self, name: str) -> shard.Shard:
+        mapped = self._mapped.pop(name, None) or shard.open_shard(self.root, name)
+        self._mapped[name] = mapped
+        if len(self._mapped) > _MAPPED_SHARDS:
+            self._mapped.popitem(last=False)
+        return mapped
+
+    def _open_header(self) -> None:
+        path = self.root / _HEADER
+        if not path.exists():
+            self._create()
+        try:
+            header = json.loads(files.read_small(path))
+            number, features = int(header["format"]), list(header["features"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreFormatError(f"{path} is not the header of a store ({error}). Choose another directory with --store.") from error
+        if number > FORMAT or features:
+            raise StoreFormatError(
+                f"The store at {self.root} has format {number}{' with ' + ', '.join(features) if features else ''}; "
+                f"this version reads up to {FORMAT}. Upgrade cachestore; nothing was changed."
+            )
+
+    def _create(self) -> None:
+        if self.readonly:
+            raise StoreNotFound(f"There is no store at {self.root}. Create it by a build, or name another with --store.")
+        try:
+            strangers = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in {"tmp", "locks"})
+        except FileNotFoundError:
+            strangers = []
+        except OSError as error:
+            raise StoreNotFound(f"{self.root} cannot be a store: {error.strerror}. Name a directory with --store.") from error
+        if strangers:
+            raise StoreFormatError(
+                f"{self.root} is not a store, and not empty (it holds {strangers[0]!r}). Name an empty or new directory with --store."
+            )
+        files.create_root(self.root)
+        header = {"format": FORMAT, "features": [], "id": uuid.uuid4().hex, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        files.replace_small(self.root, self.root / _HEADER, (json.dumps(header) + "\n").encode())
+
+    def _open_index(self) -> Index:
+        folder = self.root / "index"
+        if self.readonly:
+            if looks_torn(folder):
+                raise DamageError(f"The index {folder} is damaged. Open the store for writing once: it fills a new one from the shards.")
+            return Index(folder, readonly=True)
+        # one process at a time: another one's half-made index would look torn
+        with locks.held(self.root, "index", exclusive=True, timeout=_LOCK_SECONDS):
+            if looks_torn(folder):
+                files.set_aside(folder)
+            try:
+                return Index(folder, readonly=False)
+            except DamageError:
+                files.set_aside(folder)
+                return Index(folder, readonly=False)
+
+
+def _utf8(text: str, at: int) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"Text {at} has no UTF-8 form ({error.reason} at character {error.start}). Remove or replace that character.") from error
+    except AttributeError:
+        raise DataError(f"Text {at} is of type {type(text).__name__}, not str. Leave missing texts out, or pass ''.") from None

@@ -1,0 +1,146 @@
+"""The index: one answer per key, explicit misses, and it grows and survives sharing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+import pytest
+
+from cachestore import index as indexes
+from cachestore.errors import StoreError, StoreFormatError
+from cachestore.index import Index
+from cachestore.keys import fingerprint, key
+
+SPEC = {"type": "test", "dtype": "float16"}
+ENCODER = fingerprint(SPEC)
+
+
+def some_keys(count, offset=0):
+    return [key(ENCODER, str(number).encode()) for number in range(offset, offset + count)]
+
+
+@pytest.fixture
+def index(tmp_path):
+    opened = Index(tmp_path / "index", readonly=False)
+    yield opened
+    opened.close()
+
+
+def test_one_answer_per_key_in_the_order_asked(index):
+    keys = some_keys(10)
+    index.commit("aa" * 32, ENCODER, SPEC, keys[:6], 100)
+    index.commit("bb" * 32, ENCODER, SPEC, keys[6:9], 100)
+    found = index.lookup([keys[8], None, keys[0], keys[9], keys[0], keys[5]])
+    assert found.shards.tolist() == [1, -1, 0, -1, 0, 0]
+    assert found.rows.tolist() == [2, 0, 0, 0, 0, 5]
+    assert index.lookup([]).shards.tolist() == []
+
+
+def test_a_key_keeps_its_first_place_and_a_shard_is_indexed_once(index):
+    keys = some_keys(4)
+    first = index.commit("aa" * 32, ENCODER, SPEC, keys, 100)
+    assert index.commit("aa" * 32, ENCODER, SPEC, keys, 100) == first
+    second = index.commit("bb" * 32, ENCODER, SPEC, keys[::-1], 100)
+    assert second != first
+    assert index.lookup(keys).shards.tolist() == [first] * 4
+    assert {entry.name: (entry.rows, entry.fingerprint, entry.nbytes) for entry in index.shards().values()} == {
+        "aa" * 32: (4, ENCODER, 100),
+        "bb" * 32: (4, ENCODER, 100),
+    }
+
+
+def test_dropped_shards_are_forgotten_with_their_keys_and_numbers_are_not_reused(index):
+    keys = some_keys(6)
+    index.commit("aa" * 32, ENCODER, SPEC, keys[:3], 100)
+    kept = index.commit("bb" * 32, ENCODER, SPEC, keys[3:], 100)
+    index.remember(b"source:x", b"fact")
+    assert index.drop([0]) == 3
+    assert index.lookup(keys).shards.tolist() == [-1, -1, -1, kept, kept, kept]
+    assert index.recall(b"source:x") is None
+    assert index.commit("cc" * 32, ENCODER, SPEC, keys[:3], 100) == 2
+
+
+def test_knows_the_spec_of_what_it_holds(index):
+    assert index.spec(ENCODER) is None
+    index.commit("aa" * 32, ENCODER, SPEC, some_keys(1), 100)
+    assert index.spec(ENCODER) == SPEC
+
+
+def test_the_map_grows_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexes, "_FIRST_MAP_SIZE", 1 << 17)
+    grown = Index(tmp_path / "index", readonly=False)
+    for number in range(10):
+        grown.commit(f"{number:064x}", ENCODER, SPEC, some_keys(2000, number * 2000), 100)
+    assert (grown.lookup(some_keys(20_000)).shards >= 0).all()
+    grown.close()
+
+
+def _grow(folder):
+    index = Index(folder, readonly=False)
+    for number in range(10):
+        index.commit(f"{number:064x}", ENCODER, SPEC, some_keys(2000, number * 2000), 100)
+    index.close()
+
+
+def test_a_reader_follows_a_map_that_another_process_grew(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexes, "_FIRST_MAP_SIZE", 1 << 17)
+    Index(tmp_path / "index", readonly=False).close()
+    reader = Index(tmp_path / "index", readonly=True)
+    assert (reader.lookup(some_keys(10)).shards < 0).all()
+    child = multiprocessing.get_context("spawn").Process(target=_grow, args=(tmp_path / "index",))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert (reader.lookup(some_keys(20_000)).shards >= 0).all()
+    reader.close()
+
+
+def test_a_path_opened_twice_in_a_process_is_shared(tmp_path, index):
+    again = Index(tmp_path / "index", readonly=False)
+    again.commit("aa" * 32, ENCODER, SPEC, some_keys(3), 100)
+    again.close()
+    assert (index.lookup(some_keys(3)).shards == 0).all()
+
+
+def test_after_close_it_says_so(tmp_path):
+    index = Index(tmp_path / "index", readonly=False)
+    index.close()
+    index.close()
+    with pytest.raises(StoreError, match="closed"):
+        index.lookup(some_keys(1))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_reads_and_writes_through_its_own_environment(index):
+    index.commit("aa" * 32, ENCODER, SPEC, some_keys(5), 100)
+    child = os.fork()
+    if child == 0:
+        try:
+            known = (index.lookup(some_keys(5)).shards == 0).all()
+            index.commit("bb" * 32, ENCODER, SPEC, some_keys(5, 100), 100)
+            os._exit(0 if known else 1)
+        except BaseException:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (index.lookup(some_keys(5, 100)).shards == 1).all()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 4096, 8192, 0.5, 0.9])
+def test_a_truncated_file_is_recognised_before_it_is_mapped(tmp_path, keep):
+    index = Index(tmp_path / "index", readonly=False)
+    index.commit("aa" * 32, ENCODER, SPEC, some_keys(5000), 100)
+    index.close()
+    data = tmp_path / "index" / "data.mdb"
+    assert not indexes.looks_torn(tmp_path / "index")
+    os.truncate(data, int(keep if keep > 1 or keep == 0 else keep * data.stat().st_size))
+    assert indexes.looks_torn(tmp_path / "index")
+
+
+def test_a_newer_index_format_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(indexes, "FORMAT", 2)
+    Index(tmp_path / "index", readonly=False).close()
+    monkeypatch.undo()
+    with pytest.raises(StoreFormatError, match="format 2"):
+        Index(tmp_path / "index", readonly=False)
