@@ -89,13 +89,13 @@ def summary(built: Build) -> dict[str, Any]:
 def text(built: Build) -> str:
     """A finished build in two or three lines."""
     counts = built.counts
-    reused = f"{counts.hits:,} reused from the store, {counts.duplicates:,} repeated within the file"
     lines = [
         f"{built.name}: {counts.rows:,} rows, manifest {built.manifest.id[:12]}",
-        f"{counts.encoded:,} texts encoded, {reused} ({output.duration(built.seconds)}, {output.size(built.bytes_written)} written)",
+        f"{counts.encoded:,} texts encoded, {counts.hits:,} cells found in the store, {counts.duplicates:,} repeats",
     ]
     if counts.missing or counts.skipped:
         lines.append(f"{counts.missing:,} cells missing, {counts.skipped:,} skipped")
+    lines.append(f"{output.duration(built.seconds)}, {output.size(built.bytes_written)} written")
     return "\n".join(lines)
 
 
@@ -110,7 +110,9 @@ def _columns(config: Path | None, columns: Sequence[str], encoders: Sequence[str
     if not columns:
         raise UsageError("Say what to encode: -c config.yaml, or --column text --encoder minilm.")
     if len(columns) != len(encoders):
-        raise UsageError(f"Each --column needs one --encoder: there are {len(columns)} columns and {len(encoders)} encoders.")
+        raise UsageError(
+            f"Each --column needs one --encoder: there are {len(columns)} columns and {len(encoders)} encoders."
+        )
     repeated = next((name for at, name in enumerate(columns) if name in columns[:at]), None)
     if repeated:
         raise UsageError(f"--column {repeated} is given twice; a build has one encoder per column.")
@@ -138,22 +140,28 @@ def _plan(store: Path | None, data: Path, columns: Mapping[str, Any]) -> Plan:
 
 
 def _plan_summary(plan: Plan) -> dict[str, Any]:
+    counts = plan.counts
     return {
         "dry_run": True,
-        "rows": plan.rows,
-        "hits": plan.hits,
-        "to_encode": plan.to_encode,
-        "duplicates": plan.duplicates,
-        "missing": plan.missing,
-        "skipped": plan.skipped,
-        "seconds_estimate": round(plan.seconds_estimate, 3),
-        "bytes": plan.bytes,
+        "rows": counts.rows,
+        "hits": counts.hits,
+        "to_encode": counts.encoded,
+        "duplicates": counts.duplicates,
+        "missing": counts.missing,
+        "skipped": counts.skipped,
+        "seconds_estimate": None if plan.seconds is None else round(plan.seconds, 3),
+        "bytes": plan.nbytes,
     }
 
 
 def _plan_text(plan: Plan) -> str:
-    return (
-        f"{plan.rows:,} rows: {plan.hits:,} cells are in the store, {plan.to_encode:,} texts are to be encoded "
-        f"({plan.duplicates:,} repeats, {plan.missing:,} missing, {plan.skipped:,} to be skipped)\n"
-        f"about {output.duration(plan.seconds_estimate)} and {output.size(plan.bytes)}; nothing was written"
-    )
+    counts = plan.counts
+    lines = [
+        f"{counts.rows:,} rows: {counts.encoded:,} texts to encode, {counts.hits:,} cells found in the store, "
+        f"{counts.duplicates:,} repeats"
+    ]
+    if counts.missing or counts.skipped:
+        lines.append(f"{counts.missing:,} cells missing, {counts.skipped:,} to be skipped")
+    if plan.seconds is not None:
+        lines.append(f"about {output.duration(plan.seconds)} and {output.size(plan.nbytes)}")
+    return "\n".join([*lines, "nothing was written"])

@@ -39,4 +39,7 @@ def command(
     out = output.Output(as_json, quiet)
     with cachestore.open_store(store) as opened, out.progress() as progress:
         evaluated = evaluate(opened, run, data, progress=progress, say=out.say)
-    out.result(evaluated.summary, text(evaluated.summary))
+    summary = evaluated.summary
+    out.result(summary, f"{summary['rows']:,} rows\n{output.metrics({'value': summary['metrics']})}")
+    if output.skipped(evaluated.skipped_cells, evaluated.skipped, data):
+        raise typer.Exit(output.SKIPPED_ROWS)

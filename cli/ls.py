@@ -41,7 +41,8 @@ def _entry(name: Name) -> dict[str, Any]:
         "manifest": head.manifest,
         "rows": name.manifest.rows,
         "columns": [
-            {"column": column.name, "encoder": label(column.spec), "dim": column.dim} for column in name.manifest.columns
+            {"column": column.name, "encoder": label(column.spec), "dim": column.dim}
+            for column in name.manifest.columns
         ],
         "bytes": name.nbytes,
         "created": head.created,
@@ -50,7 +51,7 @@ def _entry(name: Name) -> dict[str, Any]:
 
 def _text(summary: dict[str, Any]) -> str:
     if not summary["names"]:
-        return f"{summary['store']} holds no data set yet. Begin with: cachestore build DATA --column text --encoder minilm"
+        return f"{summary['store']} holds no data set yet. Begin with: cachestore build --help"
     head = ("name", "versions", "rows", "bytes", "manifest", "created", "column: encoder")
     rows = []
     for entry in summary["names"]:

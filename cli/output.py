@@ -77,6 +77,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, right: Seque
     return "\n".join(lines)
 
 
+def metrics(by_split: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """A table of metrics: a line per output feature and metric, a column per split."""
+    splits = list(by_split)
+    lines = dict.fromkeys(
+        (feature, metric) for features in by_split.values() for feature, values in features.items() for metric in values
+    )
+    rows = []
+    for feature, metric in lines:
+        values = [by_split[split].get(feature, {}).get(metric) for split in splits]
+        rows.append((feature, metric, *("" if value is None else f"{value:.4f}" for value in values)))
+    return table(("output", "metric", *splits), rows, right=splits)
+
+
 def size(count: int) -> str:
     """Bytes as a person reads them: ``"3.2 MB"``."""
     amount = float(count)

@@ -22,11 +22,14 @@ def command(
         Path | None, typer.Option("--test", metavar="FILE", help="Test rows; DATA is then used whole.")
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="The run's directory; otherwise a new one in runs/.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="The run's directory; otherwise a new one in runs/."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change one config value, as trainer.epochs=3; repeat for more."),
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="Change one config value, as trainer.epochs=3; repeat for more."
+        ),
     ] = None,
     store: options.StorePath = None,
     as_json: options.AsJson = False,
@@ -76,21 +79,10 @@ def text(summary: Mapping[str, Any]) -> str:
     phases = ", ".join(f"{phase} {output.duration(spent)}" for phase, spent in seconds.items())
     return "\n".join(
         (
-            metrics(summary["metrics"]),
+            output.metrics(summary["metrics"]),
             "",
             f"{summary['epochs']} epochs; {summary['encoded']:,} texts encoded, {summary['hits']:,} reused",
             f"seconds: {phases}",
             f"run: {summary['run']}",
         )
     )
-
-
-def metrics(by_split: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """A table of metrics: one line per split, output feature and metric."""
-    rows = [
-        (split, feature, metric, f"{value:.4f}")
-        for split, features in by_split.items()
-        for feature, values in features.items()
-        for metric, value in values.items()
-    ]
-    return output.table(("split", "output", "metric", "value"), rows, right=("value",))

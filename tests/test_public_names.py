@@ -1,0 +1,52 @@
+"""The frozen surface: public names and command-line options. A change here is a change for users, and goes to CHANGELOG.md."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import typer
+
+from cli.app import app
+
+NAMES = {
+    "cachestore": {"Encoder", "Manifest", "Store", "build", "errors", "open_store"},
+    "trainer": {"evaluate", "load_config", "predict", "train"},
+    "cli": set(),
+}
+EVERYWHERE = {"--store", "--json", "--quiet", "-q", "--help"}
+OPTIONS = {
+    "build": {"DATA", "--config", "-c", "--column", "--encoder", "--name", "--dry-run"},
+    "train": {"DATA", "--config", "-c", "--validation", "--test", "--output", "-o", "--set"},
+    "predict": {"RUN", "DATA", "--output", "-o"},
+    "evaluate": {"RUN", "DATA"},
+    "ls": set(),
+    "demo": {"--output", "-o"},
+}
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_public_names_are_these_and_exist(package: str) -> None:
+    module = importlib.import_module(package)
+    public = set(getattr(module, "__all__", ()))
+    assert public == NAMES[package]
+    assert all(hasattr(module, name) for name in public)
+
+
+def test_the_commands_are_these() -> None:
+    assert set(typer.main.get_command(app).commands) == set(OPTIONS)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_options_are_these(name: str) -> None:
+    parameters = typer.main.get_command(app).commands[name].params  # type: ignore[attr-defined]
+    shown = {
+        word
+        for parameter in parameters
+        for word in (
+            [parameter.metavar]
+            if parameter.param_type_name == "argument"
+            else [*parameter.opts, *parameter.secondary_opts]
+        )
+    }
+    assert shown | {"--help"} == OPTIONS[name] | EVERYWHERE
