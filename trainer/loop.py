@@ -22,6 +22,7 @@ Metrics: TypeAlias = dict[str, dict[str, float]]  # output feature â†’ metric â†
 
 COMBINED = "combined"  # holds the weighted sum of the losses when there are several outputs
 _EVALUATION_ROWS = 1024
+_SHARED_FLOP = 100_000_000  # of one step, forward and backward
 _PENDING_SCORES = 1 << 22  # scores kept before they are reduced to what the metrics need: 16 MiB
 
 
@@ -88,7 +89,11 @@ def fit(
     order = torch.Generator().manual_seed(settings.seed)
     best: _Best | None = None
     epoch = 0
-    with _seeded(settings.seed):  # dropout draws from the global generator; the caller's is left as it was
+    flop = 6 * settings.batch_size * sum(parameter.numel() for parameter in optimizer.parameters)
+    with (
+        _threads(flop),
+        _seeded(settings.seed),
+    ):  # dropout draws from the global generator; the caller's is left as it was
         for epoch in range(1, settings.epochs + 1):
             epoch_began = time.perf_counter()
             tally = Tally(model)
@@ -248,8 +253,8 @@ def _value(metrics: Metrics, settings: FitSettings) -> float:
     value = metrics[settings.validation_field][settings.validation_metric]
     if math.isnan(value):
         raise DataError(
-            f"{settings.validation_metric} of {settings.validation_field!r} is undefined on the validation rows: all their "
-            "targets are the same. Set another trainer.validation_metric, such as loss, or split differently"
+            f"{settings.validation_metric} of {settings.validation_field!r} is undefined on the validation rows: their "
+            "targets are all the same. Set another trainer.validation_metric, such as loss, or split differently."
         )
     return value
 
@@ -258,9 +263,21 @@ def _check(tally: Tally, epoch: int, rates: list[float]) -> None:
     step = tally.first_bad_step()
     if step is not None:
         raise TrainingDiverged(
-            f"the loss is not finite at epoch {epoch}, step {step + 1} of it, at learning rate {rates[step]:g}: "
-            "set a lower trainer.learning_rate, or a normalization for number features with very large values"
+            f"The loss is not finite at epoch {epoch}, step {step + 1} of it, at learning rate {rates[step]:g}. "
+            "Set a lower trainer.learning_rate, or a normalization for number features with very large values."
         )
+
+
+@contextmanager
+def _threads(flop: int) -> Iterator[None]:
+    """One CPU thread for steps too small to share, which lose milliseconds whenever another process holds a core."""
+    threads = torch.get_num_threads()
+    if flop < _SHARED_FLOP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
