@@ -1,4 +1,4 @@
-"""The shape of every config class: frozen, strict, no unknown keys. Faults are worded in ``trainer.faults``, in one place for all of them."""
+"""The shape of every config class: frozen, strict, no unknown keys. ``trainer.faults`` words their faults."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 class Frozen(BaseModel):
     """Base of the config classes; a component's own sits in the component's file.
 
-    Strict: ``"3"`` and ``true`` are no integers (an integer is a float, though), NaN and infinity are no settings. Sequences are
-    tuples; ``load_config`` turns YAML lists into them.
+    Strict: ``"3"`` and ``true`` are no integers (an integer is a float, though), NaN and infinity are no settings.
+    Sequences are tuples; ``load_config`` turns YAML lists into them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,0 +1,118 @@
+"""YAML → a frozen config, or one error that lists every fault with its place.
+
+Places read as overrides do: ``input_features.review.encoder.reduce_output`` is a setting of the feature named review.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import Field
+
+from cachestore.errors import ConfigError
+from trainer import faults, yaml_source
+from trainer.checks import check_columns, check_split, choose_validation
+from trainer.combiners import Combiner
+from trainer.feature_sections import check_defaults, read_features
+from trainer.overrides import apply_override
+from trainer.schema import Backend, Config, Preprocessing, TrainerConfig
+from trainer.yaml_source import shown
+
+__all__ = ["Config", "load_config"]
+
+_SECTIONS: Final[Mapping[str, Any]] = {
+    "combiner": Combiner,
+    "trainer": TrainerConfig,
+    "preprocessing": Preprocessing,
+    "backend": Backend,
+    "random_seed": Annotated[int, Field(ge=0, strict=True)],
+}
+_DEFAULT_TYPES: Final[Mapping[str, str]] = {"combiner": "concat", "backend": "local"}
+_INNER_DEFAULT_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
+    "trainer": {"optimizer": "adam"},
+    "preprocessing": {"split": "random"},
+}
+
+
+def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """The config in a YAML file or a mapping, after ``overrides`` such as ``trainer.epochs=3``.
+
+    Raises UsageError for a file that cannot be read, ConfigError naming every fault, one a line.
+    """
+    if isinstance(source, Mapping):
+        where, data = "the config", _plain_mapping(source, "")
+    else:
+        where, data = str(source), yaml_source.read(Path(source))
+    found: list[str] = []
+    for override in overrides:
+        try:
+            apply_override(data, override)
+        except ConfigError as error:
+            found.append(str(error))
+    config = _read(data, found)
+    if config is not None:
+        return config
+    found = list(dict.fromkeys(found))
+    count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
+    raise ConfigError("\n".join([f"{where} has {count}:", *found]))
+
+
+def _read(data: Mapping[str, Any], found: list[str]) -> Config | None:
+    """Every section by itself, so that a fault in one hides none in another, then what they say together."""
+    keys = [*Config.model_fields, "defaults"]
+    found.extend(f"{key}: {faults.unknown_key('', key, keys)}" for key in data if key not in keys)
+    defaults = check_defaults(data.get("defaults"), found)
+    inputs = read_features("input_features", data.get("input_features"), defaults, found)
+    outputs = read_features("output_features", data.get("output_features"), defaults, found)
+    check_columns(inputs, outputs, found)
+    sections = {name: _section(name, data[name], found) for name in _SECTIONS if data.get(name) is not None}
+    if isinstance(sections.get("trainer"), TrainerConfig):
+        sections["trainer"] = choose_validation(sections["trainer"], outputs, found)
+    if isinstance(sections.get("preprocessing"), Preprocessing):
+        check_split(sections["preprocessing"].split, [*inputs, *outputs], found)
+    if found:
+        return None
+    return Config(
+        input_features=tuple(entry.feature for entry in inputs),
+        output_features=tuple(entry.feature for entry in outputs),
+        **sections,
+    )
+
+
+def _section(name: str, value: Any, found: list[str]) -> Any:
+    """A section as its class, None when it has faults."""
+    if name in _DEFAULT_TYPES:
+        value = faults.with_type(value, _DEFAULT_TYPES[name])
+    if isinstance(value, Mapping):
+        inner = _INNER_DEFAULT_TYPES.get(name, {})
+        value = {
+            key: faults.with_type(item, inner[key]) if key in inner else item
+            for key, item in value.items()
+            if item is not None or key not in (*inner, "learning_rate_scheduler")
+        }
+    section, faulty = faults.validated(_SECTIONS[name], value, name)
+    found.extend(f"{faults.joined((name, *fault.path))}: {fault.why}" for fault in faulty)
+    return section
+
+
+def _plain_mapping(value: Mapping[Any, Any], place: str) -> dict[str, Any]:
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{place or 'the config'}: the key {key!r} must be text")
+    return {key: _plain(item, f"{place}.{key}".lstrip(".")) for key, item in value.items()}
+
+
+def _plain(value: Any, place: str) -> Any:
+    """A copy of its own, of the types YAML has."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, place)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{place}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise ConfigError(f"{place}: a {type(value).__name__} cannot stand in a config: {shown(value)}")

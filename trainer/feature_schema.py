@@ -1,0 +1,197 @@
+"""What a feature of a config is made of: one frozen class per type and side, with Ludwig's names and defaults.
+
+The settings of decoders, losses and text encoders stand with those.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+from cachestore.encoders.spec import Settings as EncoderSettings
+from trainer.decoders import (
+    BinaryRegressor,
+    BinaryWeightedCrossEntropy,
+    CategoryClassifier,
+    MeanSquaredError,
+    NumberLoss,
+    NumberRegressor,
+    SoftmaxCrossEntropy,
+)
+from trainer.frozen import Frozen
+
+Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+Name: TypeAlias = Annotated[str, Field(min_length=1)]
+Column: TypeAlias = Annotated[str, Field(default_factory=lambda data: data.get("name", ""), min_length=1)]
+Normalization: TypeAlias = Literal["zscore", "minmax", "log1p"]
+
+
+class TextPreprocessing(Frozen):
+    """``indicator``: an empty cell is a zero vector and an indicator input says so, which Ludwig has not."""
+
+    cache_encoder_embeddings: bool | None = None
+    missing_value_strategy: Literal["indicator", "drop_row", "fill_with_const"] = "indicator"
+    fill_value: str | None = None
+
+    @model_validator(mode="after")
+    def _fill_value_given(self) -> TextPreprocessing:
+        if self.missing_value_strategy == "fill_with_const" and self.fill_value is None:
+            raise PydanticCustomError("fill_value", "fill_with_const needs a fill_value, the text to embed instead")
+        return self
+
+
+class NumberPreprocessing(Frozen):
+    """Of a number input."""
+
+    normalization: Normalization | None = "zscore"
+    missing_value_strategy: Literal[
+        "fill_with_const", "fill_with_mean", "fill_with_mode", "bfill", "ffill", "drop_row"
+    ] = "fill_with_const"
+    fill_value: float = 0.0
+
+
+class NumberTargetPreprocessing(Frozen):
+    """Of a number output: neither filled nor scaled unless asked."""
+
+    normalization: Normalization | None = None
+    missing_value_strategy: Literal[
+        "drop_row", "fill_with_const", "fill_with_mean", "fill_with_mode", "bfill", "ffill"
+    ] = "drop_row"
+    fill_value: float = 0.0
+
+
+class CategoryPreprocessing(Frozen):
+    """Of a category input; values beyond the ``most_common``, and those first seen later, are ``<UNK>``."""
+
+    missing_value_strategy: Literal["fill_with_const", "fill_with_mode", "bfill", "ffill", "drop_row"] = (
+        "fill_with_const"
+    )
+    fill_value: str = "<UNK>"
+    most_common: PositiveInt = 10_000
+    lowercase: bool = False
+
+
+class CategoryTargetPreprocessing(Frozen):
+    """Of a category output."""
+
+    missing_value_strategy: Literal["drop_row", "fill_with_const", "fill_with_mode", "bfill", "ffill"] = "drop_row"
+    fill_value: str | None = None
+
+    @model_validator(mode="after")
+    def _fill_value_given(self) -> CategoryTargetPreprocessing:
+        if self.missing_value_strategy == "fill_with_const" and self.fill_value is None:
+            raise PydanticCustomError("fill_value", "fill_with_const needs a fill_value, the class to take instead")
+        return self
+
+
+class BinaryPreprocessing(Frozen):
+    """Of a binary input; ``fallback_true_label`` says which of two unusual values means true."""
+
+    missing_value_strategy: Literal[
+        "fill_with_false", "fill_with_true", "fill_with_mode", "bfill", "ffill", "drop_row"
+    ] = "fill_with_false"
+    fallback_true_label: str | None = None
+
+
+class BinaryTargetPreprocessing(Frozen):
+    """Of a binary output."""
+
+    missing_value_strategy: Literal[
+        "drop_row", "fill_with_false", "fill_with_true", "fill_with_mode", "bfill", "ffill"
+    ] = "drop_row"
+    fallback_true_label: str | None = None
+
+
+class DenseCategory(Frozen):
+    """An embedding per value, learned."""
+
+    type: Literal["dense"] = "dense"
+    embedding_size: PositiveInt = 50
+
+
+class OnehotCategory(Frozen):
+    """One input per value."""
+
+    type: Literal["onehot"] = "onehot"
+
+
+CategoryEncoder: TypeAlias = Annotated[DenseCategory | OnehotCategory, Field(discriminator="type")]
+
+
+class TextInput(Frozen):
+    """Text through a frozen encoder and the store."""
+
+    name: Name
+    type: Literal["text"] = "text"
+    column: Column
+    encoder: EncoderSettings
+    preprocessing: TextPreprocessing = TextPreprocessing()
+
+
+class NumberInput(Frozen):
+    """A number, normalised."""
+
+    name: Name
+    type: Literal["number"] = "number"
+    column: Column
+    preprocessing: NumberPreprocessing = NumberPreprocessing()
+
+
+class CategoryInput(Frozen):
+    """One of many values."""
+
+    name: Name
+    type: Literal["category"] = "category"
+    column: Column
+    encoder: CategoryEncoder = DenseCategory()
+    preprocessing: CategoryPreprocessing = CategoryPreprocessing()
+
+
+class BinaryInput(Frozen):
+    """True or false."""
+
+    name: Name
+    type: Literal["binary"] = "binary"
+    column: Column
+    preprocessing: BinaryPreprocessing = BinaryPreprocessing()
+
+
+class CategoryOutput(Frozen):
+    """One of many classes; ``top_k`` is the k of the metric hits_at_k."""
+
+    name: Name
+    type: Literal["category"] = "category"
+    column: Column
+    decoder: CategoryClassifier = CategoryClassifier()
+    loss: SoftmaxCrossEntropy = SoftmaxCrossEntropy()
+    top_k: PositiveInt = 3
+    preprocessing: CategoryTargetPreprocessing = CategoryTargetPreprocessing()
+
+
+class BinaryOutput(Frozen):
+    """True or false; a probability of at least ``threshold`` is predicted true."""
+
+    name: Name
+    type: Literal["binary"] = "binary"
+    column: Column
+    decoder: BinaryRegressor = BinaryRegressor()
+    loss: BinaryWeightedCrossEntropy = BinaryWeightedCrossEntropy()
+    threshold: Share = 0.5
+    preprocessing: BinaryTargetPreprocessing = BinaryTargetPreprocessing()
+
+
+class NumberOutput(Frozen):
+    """A number."""
+
+    name: Name
+    type: Literal["number"] = "number"
+    column: Column
+    decoder: NumberRegressor = NumberRegressor()
+    loss: NumberLoss = MeanSquaredError()
+    preprocessing: NumberTargetPreprocessing = NumberTargetPreprocessing()
+
+
+InputFeature: TypeAlias = Annotated[TextInput | NumberInput | CategoryInput | BinaryInput, Field(discriminator="type")]
+OutputFeature: TypeAlias = Annotated[CategoryOutput | BinaryOutput | NumberOutput, Field(discriminator="type")]

@@ -1,0 +1,169 @@
+"""The features of a config: types' defaults put under them, short forms written out, checked one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias
+
+from cachestore.encoders.spec import TYPES as ENCODER_TYPES
+from cachestore.encoders.spec import HashingSettings, parse_settings
+from cachestore.errors import ConfigError, nearest
+from trainer import faults
+from trainer.faults import Fault
+from trainer.feature_schema import InputFeature, OutputFeature, TextInput
+from trainer.yaml_source import shown
+
+Side: TypeAlias = Literal["input_features", "output_features"]
+
+_CLASSES: Final[Mapping[Side, Any]] = {"input_features": InputFeature, "output_features": OutputFeature}
+_SHARED: Final[Mapping[Side, tuple[str, ...]]] = {  # the sections that `defaults` may hold, as in Ludwig
+    "input_features": ("encoder", "preprocessing"),
+    "output_features": ("decoder", "loss"),
+}
+_DEFAULT_TYPES: Final[Mapping[tuple[str, str], str]] = {
+    ("category", "encoder"): "dense",
+    ("number", "loss"): "mean_squared_error",
+}
+_NAMES_ITS_FEATURE: Final = (("trainable",), ("adapter",))  # even where defaults say it
+_NO_END_TO_END: Final = "end-to-end training is not in this version: encoders are frozen and their vectors stored"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One feature as written: where it stands, its name if it has one, and its class unless it has faults."""
+
+    place: str
+    name: str | None
+    feature: Any
+
+
+def check_defaults(value: Any, found: list[str]) -> dict[str, dict[str, Any]]:
+    """The ``defaults`` section, type → section → settings, without what has no place in it."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        found.append(f"defaults: must be a mapping of feature types, not {shown(value)}")
+        return {}
+    allowed = {kind: list(_shared_sections(kind)) for kind in _kinds()}
+    defaults: dict[str, dict[str, Any]] = {}
+    for kind, sections in value.items():
+        if kind not in allowed:
+            found.append(f"defaults.{kind}: {faults.no_such_value('input_features.type', kind, list(allowed))}")
+        elif sections is not None and not isinstance(sections, Mapping):
+            found.append(f"defaults.{kind}: must be a mapping of {', '.join(allowed[kind])}, not {shown(sections)}")
+        elif sections is not None:
+            found.extend(
+                f"defaults.{kind}.{key}: {faults.unknown_key('defaults', key, allowed[kind])}"
+                for key in sections
+                if key not in allowed[kind]
+            )
+            defaults[kind] = {key: item for key, item in sections.items() if key in allowed[kind] and item is not None}
+    return defaults
+
+
+def read_features(side: Side, value: Any, defaults: Mapping[str, Mapping[str, Any]], found: list[str]) -> list[Entry]:
+    """Every feature of one side; what ``defaults`` gives to types that no feature here has is checked as well."""
+    if value is None or value == []:
+        found.append(f"{side}: is missing; a config needs at least one, a mapping with a name and a type")
+    elif not isinstance(value, list):
+        found.append(f"{side}: must be a list of features, each a mapping with a name and a type, not {shown(value)}")
+    entries: list[Entry] = []
+    for index, item in enumerate(value if isinstance(value, list) else []):
+        if not isinstance(item, Mapping):
+            found.append(f"{side}[{index}]: must be a mapping with a name and a type, not {shown(item)}")
+            continue
+        name = item.get("name")
+        name = name if isinstance(name, str) and name else None
+        place = f"{side}[{index}]" if name is None else f"{side}.{name}"
+        default = defaults.get(str(item.get("type")), {})
+        entries.append(Entry(place, name, _read_feature(side, place, item, default, found)))
+    used = {item.get("type") for item in value if isinstance(item, Mapping)} if isinstance(value, list) else set()
+    for kind, default in defaults.items():
+        if kind not in used and any(key in default for key in _SHARED[side]) and kind in _kinds(side):
+            _read_feature(side, f"defaults.{kind}", {"name": "any", "type": kind}, default, found)
+    return entries
+
+
+def _read_feature(side: Side, place: str, item: Mapping[str, Any], default: Mapping[str, Any], found: list[str]) -> Any:
+    settings = _under(item, {key: section for key, section in default.items() if key in _SHARED[side]})
+    faulty: list[Fault] = []
+    if side == "input_features" and item.get("type") == "text":
+        settings["encoder"] = _encoder(settings.get("encoder"), faulty, required=not place.startswith("defaults."))
+    feature, more = faults.validated(_CLASSES[side], settings, side)
+    if isinstance(feature, TextInput) and feature.preprocessing.cache_encoder_embeddings is False:
+        more.append(Fault(("preprocessing", "cache_encoder_embeddings"), f"false: {_NO_END_TO_END}; leave it out"))
+    for fault in [*faulty, *more]:
+        own = fault.path[-1:] in _NAMES_ITS_FEATURE or _holds(item, fault.path) or not _holds(default, fault.path)
+        where = place if own else f"defaults.{item['type']}"
+        found.append(f"{where}{'.' if fault.path else ''}{faults.joined(fault.path)}: {fault.why}")
+    return None if faulty else feature
+
+
+def _under(item: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """The feature with the default sections under its own; a section of another type takes nothing from its default."""
+    kind = str(item.get("type"))
+    merged = {key: value for key, value in item.items() if value is not None or key in ("name", "type", "column")}
+    for key, section in default.items():
+        own, shared = faults.with_type(merged.get(key, {})), faults.with_type(section)
+        if not isinstance(own, Mapping) or not isinstance(shared, Mapping):
+            merged.setdefault(key, shared)
+        elif own.get("type", shared.get("type")) == shared.get("type"):
+            merged[key] = {**shared, **own}
+    for key in ("encoder", "decoder", "loss"):
+        if key in merged and (key, kind) != ("encoder", "text"):
+            merged[key] = faults.with_type(merged[key], _DEFAULT_TYPES.get((kind, key)))
+    if merged.get("column", "") is None:
+        del merged["column"]
+    return merged
+
+
+def _encoder(value: Any, faulty: list[Fault], *, required: bool) -> Any:
+    """The settings of a text feature's encoder; a stand-in after faults, so that the rest is checked too."""
+    stand_in = HashingSettings()
+    if value is None:
+        if required:
+            why = f"is missing; a text feature needs one: encoder: minilm, or one of {', '.join(ENCODER_TYPES)}"
+            faulty.append(Fault(("encoder",), why))
+        return stand_in
+    value = faults.with_type(value)
+    if isinstance(value, Mapping):
+        trainable, adapter = value.get("trainable"), value.get("adapter")
+        if trainable not in (None, False):
+            why = f"{_NO_END_TO_END}; leave it out" if trainable is True else f"must be false, not {shown(trainable)}"
+            faulty.append(Fault(("encoder", "trainable"), why))
+        if adapter is not None:
+            faulty.append(Fault(("encoder", "adapter"), f"{_NO_END_TO_END}; leave it out"))
+        value = {key: item for key, item in value.items() if key not in ("trainable", "adapter")}
+    try:
+        return parse_settings(value)
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            path, _, why = line.partition(": ")
+            if why == "unknown key":
+                why += nearest(path.rpartition(".")[2], ("trainable", "adapter"))
+            faulty.append(Fault(tuple(path.split(".")), why))
+    return stand_in
+
+
+def _holds(settings: Any, path: faults.Path) -> bool:
+    """Whether the place of a fault is in ``settings`` as written."""
+    for part in path:
+        if not isinstance(settings, Mapping):
+            return not isinstance(part, str) or settings is not None
+        if part not in settings:
+            return False
+        settings = settings[part]
+    return True
+
+
+def _kinds(side: Side | None = None) -> list[str]:
+    sides: tuple[Side, ...] = ("input_features", "output_features") if side is None else (side,)
+    return list(dict.fromkeys(tag for each in sides for tag in faults.tags(_CLASSES[each])))
+
+
+def _shared_sections(kind: str) -> Iterator[str]:
+    for side, sections in _SHARED.items():
+        for found in faults.classes(_CLASSES[side]):
+            if kind in faults.tags(found):
+                yield from (section for section in sections if section in found.model_fields)

@@ -1,0 +1,242 @@
+"""What a Ludwig config may hold and this version lacks: refused with a word of help, not as a typo.
+
+``KEYS``: section → key → what the fault says. ``VALUES``: path of a setting → the values Ludwig has beyond ours.
+Sections and paths leave out feature names: ``input_features.encoder`` is that of any input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+_LATER: Final = "not supported yet; leave it out"
+_NO_LLM: Final = "not supported yet; text goes through a frozen encoder, see input_features.…encoder"
+_FLOW: Final = "not supported yet; every output reads the combiner's vector"
+_UNDER_ENCODER: Final = "belongs under encoder"
+_ONE_WORKER: Final = "not supported yet; leave it out: training runs in one process"
+_IN_ENCODER: Final = "not supported yet; the encoder's own tokenizer cuts the text"
+
+KEYS: Final[Mapping[str, Mapping[str, str]]] = {
+    "": {
+        "hyperopt": "not supported yet; leave it out and run train once per setting, with --set",
+        "model_type": "not supported yet; leave it out: every model is encoders, combiner, decoders (Ludwig's ecd)",
+        "ludwig_version": "has no meaning here; leave it out",
+        "training": "is called trainer",
+        **dict.fromkeys(("base_model", "prompt", "adapter", "quantization", "generation", "model_parameters"), _NO_LLM),
+    },
+    "trainer": {
+        "gradient_clipping": "not supported yet; leave it out, and lower learning_rate if the loss jumps",
+        "regularization_type": "not supported yet; use optimizer.weight_decay",
+        "regularization_lambda": "not supported yet; use optimizer.weight_decay",
+        "train_steps": "not supported yet; use epochs",
+        "steps_per_checkpoint": "not supported yet; leave it out: a run is evaluated once an epoch",
+        "checkpoints_per_epoch": "not supported yet; leave it out: a run is evaluated once an epoch",
+        "effective_batch_size": "not supported yet; use batch_size",
+        "gradient_accumulation_steps": "not supported yet; use batch_size: stored vectors are small",
+        "max_batch_size": "not supported yet; use batch_size",
+        "decay": "belongs under learning_rate_scheduler",
+        "warmup_fraction": "belongs under learning_rate_scheduler",
+        "random_seed": "stands at the top of the config",
+        "type": "not supported yet; leave it out: there is one trainer",
+        "learning_rate_scaling": _ONE_WORKER,
+        "compile": _LATER,
+        "layers_to_freeze_regex": "not supported yet; leave it out: encoders are frozen",
+        "enable_gradient_checkpointing": "not supported yet; leave it out: encoders are frozen",
+        **dict.fromkeys(
+            (
+                "bucketing_field",
+                "can_tune",
+                "enable_profiling",
+                "increase_batch_size_eval_metric",
+                "increase_batch_size_eval_split",
+                "increase_batch_size_on_plateau",
+                "increase_batch_size_on_plateau_patience",
+                "increase_batch_size_on_plateau_rate",
+                "profiler",
+                "should_shuffle",
+                "skip_all_evaluation",
+            ),
+            _LATER,
+        ),
+    },
+    "trainer.learning_rate_scheduler": dict.fromkeys(
+        (
+            "decay_rate",
+            "decay_steps",
+            "eta_min",
+            "reduce_eval_metric",
+            "reduce_eval_split",
+            "reduce_on_plateau",
+            "reduce_on_plateau_patience",
+            "reduce_on_plateau_rate",
+            "staircase",
+            "t_0",
+            "t_mult",
+            "warmup_evaluations",
+        ),
+        "not supported yet; decay and warmup_fraction are what there is",
+    ),
+    "preprocessing": {
+        **dict.fromkeys(("sample_ratio", "sample_size"), "not supported yet; train on a smaller file"),
+        "oversample_minority": "not supported yet; weight classes in the output's loss instead",
+        "undersample_majority": "not supported yet; weight classes in the output's loss instead",
+        "split_probabilities": "is written split: {type: random, probabilities: […]}",
+        "force_split": "is written split: {type: random}",
+        "stratify": "is written split: {type: stratify, column: …}",
+        "global_max_sequence_length": "not supported yet; set max_sequence_length under encoder",
+        **{
+            kind: f"belongs under defaults.{kind}.preprocessing"
+            for kind in ("text", "number", "category", "binary", "image", "set", "vector", "sequence")
+        },
+    },
+    "input_features": {
+        **dict.fromkeys(
+            (
+                "adapter",
+                "embedding_size",
+                "max_sequence_length",
+                "pretrained_model_name_or_path",
+                "reduce_output",
+                "trainable",
+            ),
+            _UNDER_ENCODER,
+        ),
+        "encoder": "not supported yet; leave it out: a value of this type goes to the combiner as it is",
+        "cache_encoder_embeddings": "belongs under preprocessing",
+        "missing_value_strategy": "belongs under preprocessing",
+        "normalization": "belongs under preprocessing",
+        "tied": "not supported yet; two features with equal encoders already share what is stored",
+        "proc_column": _LATER,
+        "active": _LATER,
+    },
+    "input_features.preprocessing": {
+        "max_sequence_length": "belongs under encoder",
+        "outlier_strategy": "not supported yet; clean such values in the data",
+        "outlier_threshold": "not supported yet; clean such values in the data",
+        "outlier_replacement_value": "not supported yet; clean such values in the data",
+        "computed_fill_value": _LATER,
+        "computed_outlier_fill_value": _LATER,
+        "cache_encoder_embeddings": "only encoders of text are cached; leave it out",
+        "num_processes": _LATER,
+        **dict.fromkeys(
+            (
+                "lowercase",
+                "most_common",
+                "ngram_size",
+                "padding",
+                "padding_symbol",
+                "pretrained_model_name_or_path",
+                "prompt",
+                "sequence_length",
+                "tokenizer",
+                "unknown_symbol",
+                "vocab_file",
+            ),
+            _IN_ENCODER,
+        ),
+    },
+    "input_features.encoder": dict.fromkeys(
+        (
+            "dropout",
+            "embedding_initializer",
+            "embeddings_on_cpu",
+            "embeddings_trainable",
+            "pretrained_embeddings",
+            "skip",
+            "vocab",
+        ),
+        _LATER,
+    ),
+    "output_features": {
+        "encoder": "an output has a decoder",
+        "calibration": _LATER,
+        "dependencies": _FLOW,
+        "reduce_input": _FLOW,
+        "reduce_dependencies": _FLOW,
+        "default_validation_metric": "not supported yet; use trainer.validation_field and trainer.validation_metric",
+        "num_fc_layers": "belongs under decoder",
+        "clip": _LATER,
+        "active": _LATER,
+        "proc_column": _LATER,
+    },
+    "output_features.preprocessing": dict.fromkeys(
+        ("lowercase", "most_common", "vocab", "prompt", "fallback_label", "outlier_strategy", "outlier_threshold"),
+        _LATER,
+    ),
+    "output_features.decoder": dict.fromkeys(
+        (
+            "bias_initializer",
+            "clip",
+            "fc_bias_initializer",
+            "fc_layers",
+            "fc_norm_params",
+            "fc_use_bias",
+            "fc_weights_initializer",
+            "input_size",
+            "num_classes",
+            "use_bias",
+            "weights_initializer",
+        ),
+        _LATER,
+    ),
+    "output_features.loss": dict.fromkeys(
+        (
+            "class_similarities",
+            "class_similarities_temperature",
+            "confidence_penalty",
+            "label_smoothing",
+            "robust_lambda",
+        ),
+        _LATER,
+    ),
+    "combiner": dict.fromkeys(
+        (
+            "batch_ensemble",
+            "batch_ensemble_size",
+            "bias_initializer",
+            "flatten_inputs",
+            "norm_params",
+            "num_batch_ensemble_members",
+            "residual",
+            "use_bias",
+            "weights_initializer",
+        ),
+        _LATER,
+    ),
+    "backend": dict.fromkeys(
+        ("trainer", "loader", "processor", "cache_dir", "cache_format", "cache_credentials", "preprocessor_kwargs"),
+        "not supported yet; leave it out: training runs in one process on this machine",
+    ),
+}
+
+VALUES: Final[Mapping[str, tuple[str, ...]]] = {
+    "input_features.type": (
+        *("image", "set", "vector", "bag", "sequence", "audio", "timeseries", "date", "h3", "numerical"),
+    ),
+    "output_features.type": ("text", "set", "vector", "sequence", "timeseries", "image", "category_distribution"),
+    "input_features.encoder.type": ("sparse", "passthrough", "target", "hash"),
+    "input_features.preprocessing.normalization": ("iq",),
+    "input_features.preprocessing.missing_value_strategy": (
+        *("fill_with_const", "fill_with_mode", "fill_with_mean", "bfill", "ffill", "drop_row"),
+    ),
+    "output_features.preprocessing.missing_value_strategy": ("fill_with_const",),
+    "output_features.preprocessing.normalization": ("iq",),
+    "output_features.decoder.type": ("mlp_classifier", "mc_dropout_samples", "projector", "tagger", "generator"),
+    "output_features.loss.type": (
+        *("sigmoid_cross_entropy", "corn", "focal", "poly", "entmax", "mean_absolute_percentage_error"),
+        *("root_mean_squared_error", "root_mean_squared_percentage_error"),
+    ),
+    "combiner.type": (
+        *("sequence", "sequence_concat", "tabnet", "transformer", "tabtransformer", "ft_transformer", "comparator"),
+        *("project_aggregate", "gated_fusion", "cross_attention", "perceiver", "hypernetwork", "tabpfn_v2"),
+    ),
+    "combiner.norm": ("ghost",),
+    "trainer.optimizer.type": (
+        *("lbfgs", "adadelta", "adagrad", "adamax", "nadam", "rmsprop", "radam", "adafactor", "schedule_free_adamw"),
+        *("muon", "sgd_8bit", "adam_8bit", "adamw_8bit", "paged_adam", "paged_adamw", "adagrad_8bit", "rmsprop_8bit"),
+        *("lion", "lion_8bit", "lars", "lamb", "ftrl"),
+    ),
+    "trainer.learning_rate_scheduler.decay": (*("exponential", "one_cycle", "inverse_sqrt", "polynomial", "wsd"),),
+    "preprocessing.split.type": ("datetime",),
+    "backend.type": ("ray", "horovod", "deepspeed", "dask", "modin"),
+}
