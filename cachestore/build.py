@@ -241,11 +241,14 @@ class _Running:
 
     def fill(self, fill: Fill, names: Sequence[Key | None], payloads: Sequence[bytes | None]) -> None:
         """Hand the payloads that the store lacks to the column's fill, each once."""
+        added: set[Key] = set()  # the lookup is older than what this batch itself stores
         for key, payload, number in zip(names, payloads, self.store.index.lookup(names).shards.tolist(), strict=True):
             if number >= 0:
                 self.hits += number not in self.own
-            elif key is not None and payload is not None and not fill.holds(key) and key not in fill.refused:
-                fill.add(key, payload)
+            elif key is not None and payload is not None and key not in added:
+                added.add(key)
+                if not fill.holds(key) and key not in fill.refused:
+                    fill.add(key, payload)
 
     def close_chunk(self) -> None:
         """Store what is pending, then write the open rows as a chunk: a manifest never names a vector that is not durable."""

@@ -1,4 +1,4 @@
-"""The frozen surface: public names and command-line options. A change here is a change for users, and goes to CHANGELOG.md."""
+"""The frozen surface: public names and command-line options. A change here changes what users have."""
 
 from __future__ import annotations
 

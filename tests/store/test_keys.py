@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from cachestore.keys import Fingerprint, canonical, fingerprint, key, keys
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -35,7 +42,10 @@ def test_different_values_never_have_the_same_encoding(left, right):
     assert (canonical(left) == canonical(right)) == same(left, right)
 
 
-@pytest.mark.parametrize(("left", "right"), [(["ab"], ["a", "b"]), ({"a": "b"}, {"ab": ""}), (1, True), (1, 1.0), ("1", 1), (None, ""), ([], {})])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [(["ab"], ["a", "b"]), ({"a": "b"}, {"ab": ""}), (1, True), (1, 1.0), ("1", 1), (None, ""), ([], {})],
+)
 def test_values_that_a_join_would_confuse_differ(left, right):
     assert canonical(left) != canonical(right)
 
@@ -58,7 +68,11 @@ def test_keys_agree_with_key_and_pass_none_through():
 
 def test_golden_identities_do_not_move():
     """Keys written by this version are looked up by later ones: if this fails, every store in the field misses."""
-    encoder = fingerprint({"type": "hashing", "dim": 256, "ngram_range": [1, 2], "scale": 0.5, "lowercase": True, "prompt": None})
+    encoder = fingerprint(
+        {"type": "hashing", "dim": 256, "ngram_range": [1, 2], "scale": 0.5, "lowercase": True, "prompt": None}
+    )
     assert encoder.hex() == "053f217085de7097e01506a42b70325eecd6a8fcfba9a7bf23720849e10bb1b2"
-    assert key(encoder, "naïve café".encode()).hex() == "e18866be2b511e2cb6425bb57da85d10085f3be738a1f4d1dee4f62349297112"
+    assert (
+        key(encoder, "naïve café".encode()).hex() == "e18866be2b511e2cb6425bb57da85d10085f3be738a1f4d1dee4f62349297112"
+    )
     assert key(Fingerprint(bytes(32)), b"") != key(encoder, b"")

@@ -20,7 +20,9 @@ def rows_of(count, offset=0):
 
 
 def written(root, *chunks, column=COLUMN):
-    listed = [(manifests.write_chunk(root, [column.name], [names], [reasons]), len(reasons)) for names, reasons in chunks]
+    listed = [
+        (manifests.write_chunk(root, [column.name], [names], [reasons]), len(reasons)) for names, reasons in chunks
+    ]
     return manifests.write_manifest(root, [column], listed)
 
 
@@ -101,7 +103,11 @@ def test_a_log_only_grows_and_an_unchanged_head_adds_nothing(tmp_path):
     for target, version in [(first, 1), (first, 1), (second, 2), (first, 3)]:
         assert manifests.append_version(tmp_path, "reviews", target, "now", {"why": "test"}).version == version
     log = manifests.read_log(tmp_path, "reviews")
-    assert [(line.manifest, line.parent) for line in log] == [(first.id, None), (second.id, first.id), (first.id, second.id)]
+    assert [(line.manifest, line.parent) for line in log] == [
+        (first.id, None),
+        (second.id, first.id),
+        (first.id, second.id),
+    ]
     assert manifests.names(tmp_path) == ["reviews"]
 
 
