@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,9 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         output.error(type(error).__name__, str(error), error.exit_code, as_json=as_json)
         return error.exit_code
     except UsageMistake as error:
-        context = getattr(error, "ctx", None)
-        hint = f" Try 'cachestore {context.info_name} --help'." if context and context.parent else ""
-        output.error("UsageError", f"{error}{hint}", 2, as_json=as_json)
+        output.error("UsageError", _mistake(error), 2, as_json=as_json)
         return 2
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -71,6 +69,13 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         output.error("Interrupted", "interrupted; vectors already stored are kept", code, as_json=as_json)
     return int(code)
+
+
+def _mistake(error: Any) -> str:
+    """typer's sentence, and where to read on."""
+    command = f"{error.ctx.command_path} --help" if error.ctx else "cachestore --help"
+    sentence = str(error.format_message())
+    return f"{sentence}{'' if sentence.endswith(('.', '?')) else '.'} Try: {command}"
 
 
 def show_version(wanted: bool) -> None:

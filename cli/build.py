@@ -14,6 +14,7 @@ from cli import options, output
 
 if TYPE_CHECKING:
     from cachestore.build import Build, Plan
+    from trainer.schema import Config
 
 
 def command(
@@ -99,12 +100,27 @@ def text(built: Build) -> str:
     return "\n".join(lines)
 
 
+def text_columns(config: Config) -> dict[str, Any]:
+    """The columns that a config's text features read, with their encoders: what a build of its data needs."""
+    columns: dict[str, Any] = {}
+    for feature in config.input_features:
+        if feature.type != "text":
+            continue
+        if columns.setdefault(feature.column, feature.encoder) != feature.encoder:
+            raise UsageError(
+                f"The config reads column {feature.column!r} with two encoders, and a build has one per column. "
+                "Build twice with --column and --encoder, under two names."
+            )
+    if not columns:
+        raise UsageError("The config has no text feature, so there is nothing to build.")
+    return columns
+
+
 def _columns(config: Path | None, columns: Sequence[str], encoders: Sequence[str]) -> Mapping[str, Any]:
     if config is not None:
         if columns or encoders:
             raise UsageError("Give the columns either by --config or by --column and --encoder, not both.")
         from trainer.config import load_config
-        from trainer.run import text_columns
 
         return text_columns(load_config(config))
     if not columns:

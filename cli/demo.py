@@ -17,6 +17,7 @@ import typer
 import cachestore
 from cachestore.errors import UsageError
 from cli import options, output
+from cli.build import text_columns
 
 TEST_ROWS, NEW_ROWS = 100, 40
 CONFIG = """\
@@ -54,7 +55,7 @@ def command(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Run a small experiment twice: cold, then with new rows and everything else already stored.
+    """Run a small experiment, first cold and then warm.
 
     617 support messages are encoded with the packaged minilm model, and a head learns their topic and urgency. Unless
     --store is given, the store is a new one in the demo's own directory, so that the first run is really cold.

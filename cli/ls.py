@@ -15,7 +15,9 @@ def command(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """List the data sets of the store: name, versions, rows, encoders and the size of their vectors.
+    """List the data sets of the store.
+
+    With their versions, rows and encoders, and the size of their vectors.
 
     \b
     Example:
