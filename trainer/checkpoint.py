@@ -41,7 +41,7 @@ _FILES: Final = (
 
 
 def create(output: Path | None, stem: str) -> Path:
-    """Make the directory of a new run: ``output``, or the first of ``runs/<stem>``, ``runs/<stem>_1``, … that is not there.
+    """Make the directory of a new run: ``output``, or the first free one of ``runs/<stem>``, ``runs/<stem>_1``, …
 
     A run that lies at ``output`` already is replaced. Raises UsageError when something else does, or it cannot be made.
     """

@@ -115,15 +115,12 @@ class Sgd:
 
     def step(self, learning_rate: float) -> None:
         """Update every parameter that has a gradient, then drop the gradients."""
+        rows = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         # a parameter that gets its first gradient later than others starts its momentum then
-        for fresh in (True, False):
-            rows = [
-                i
-                for i, parameter in enumerate(self.parameters)
-                if parameter.grad is not None and (self._buffers[i] is None) is fresh
-            ]
-            if rows:
-                self._apply(rows, learning_rate)
+        begun = [i for i in rows if self._buffers[i] is not None]
+        fresh = [i for i in rows if self._buffers[i] is None]
+        for group in filter(None, (begun, fresh)):
+            self._apply(group, learning_rate)
         for parameter in self.parameters:
             parameter.grad = None
 
