@@ -121,7 +121,9 @@ def run(
 def plan(store: Store | None, data: Any, columns: Mapping[str, EncoderLike]) -> Plan:
     """What ``run`` would do on this store, or on an empty one. Writes nothing; encodes a sample of at most 64 payloads to time it."""
     dataset = _open(data, columns)
-    opened = {column: store.open_encoder(encoder) if store else open_encoder(encoder) for column, encoder in columns.items()}
+    opened = {
+        column: store.open_encoder(encoder) if store else open_encoder(encoder) for column, encoder in columns.items()
+    }
     rows = hits = missing = skipped = 0
     lacking: dict[Fingerprint, set[Key]] = {}
     samples: dict[Fingerprint, list[bytes]] = {}
@@ -159,7 +161,9 @@ def default_name(dataset: Dataset) -> str | None:
     if dataset.path is None:
         return None
     stem = dataset.path.name.split(".")[0]
-    cleaned = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "-" for letter in stem).strip("-_")
+    cleaned = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "-" for letter in stem
+    ).strip("-_")
     return cleaned[:128] or "data"
 
 
@@ -214,9 +218,13 @@ class _Running:
             self.report()
         if self.open_rows or not self.chunks:
             self.close_chunk()
+        self.report()
         if _status(self.dataset) != before:
             raise DataError(f"{self.dataset.label} changed while it was read. Run again; what was encoded is kept.")
-        described = [ManifestColumn(column.name, column.fingerprint, column.encoder.spec, column.encoder.dim) for column in self.columns]
+        described = [
+            ManifestColumn(column.name, column.fingerprint, column.encoder.spec, column.encoder.dim)
+            for column in self.columns
+        ]
         manifest = self.store.write_manifest(described, self.chunks)
         encoded = sum(fill.encoded for fill in self.fills.values())
         duplicates = self.rows * len(self.columns) - encoded - self.hits - self.missing - self.skipped
@@ -311,7 +319,10 @@ def _source_key(dataset: Dataset, encoders: Mapping[str, Encoder]) -> bytes | No
     if digest is None:
         return None
     columns = [[column, fingerprint(encoder.spec).hex()] for column, encoder in encoders.items()]
-    return b"source:" + sha256(canonical([digest, dict(dataset.options), columns, metadata.version("cachestore")])).digest()
+    return (
+        b"source:"
+        + sha256(canonical([digest, dict(dataset.options), columns, metadata.version("cachestore")])).digest()
+    )
 
 
 def _recognise(store: Store, source: bytes | None) -> Build | None:
@@ -352,7 +363,9 @@ def _provenance(store: Store, dataset: Dataset, finished: Build) -> Mapping[str,
     return {
         "source": {"label": dataset.label, "digest": dataset.digest(), "options": dict(dataset.options)},
         "counts": vars(finished.counts),
-        "vectors": {column.name: int((store.reasons(manifest, column.name) == PRESENT).sum()) for column in manifest.columns},
+        "vectors": {
+            column.name: int((store.reasons(manifest, column.name) == PRESENT).sum()) for column in manifest.columns
+        },
         "seconds": round(finished.seconds, 3),
         "versions": versions,
     }

@@ -125,10 +125,16 @@ def translate(error: OSError, path: Path | str) -> StoreError:
     """The store's error for one of the operating system, naming the path."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
-        return StoreFull(f"No space to write {path}: {reason}. Free some space and run again; what was stored is intact.")
+        return StoreFull(
+            f"No space to write {path}: {reason}. Free some space and run again; what was stored is intact."
+        )
     if error.errno in _FORBIDDEN:
-        return StoreNotWritable(f"Cannot write {path}: {reason}. Choose another store with --store, or change its permissions.")
-    return StoreWriteFailed(f"Cannot write {path}: {reason}. What was stored before is intact; check the disk and run again.")
+        return StoreNotWritable(
+            f"Cannot write {path}: {reason}. Choose another store with --store, or change its permissions."
+        )
+    return StoreWriteFailed(
+        f"Cannot write {path}: {reason}. What was stored before is intact; check the disk and run again."
+    )
 
 
 def _publish(root: Path, path: Path, data: bytes | memoryview, mode: int) -> None:
@@ -173,7 +179,9 @@ def _open_regular(path: Path) -> int:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DamageError(f"Cannot read {path}: {error.strerror}. A store holds plain files that its user can read.") from error
+        raise DamageError(
+            f"Cannot read {path}: {error.strerror}. A store holds plain files that its user can read."
+        ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DamageError(f"{path} is not a regular file, as every file of a store is.")

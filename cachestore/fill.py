@@ -37,7 +37,14 @@ class Limits:
 class Fill:
     """Collects distinct unknown payloads of one encoder, encodes them window by window and puts their vectors."""
 
-    def __init__(self, encoder: Encoder, dtype: np.dtype[Any], put: Put, limits: Limits = Limits(), tick: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        dtype: np.dtype[Any],
+        put: Put,
+        limits: Limits = Limits(),
+        tick: Callable[[], None] | None = None,
+    ) -> None:
         self.encoder = encoder
         self.refused: dict[Key, str] = {}
         """Keys whose vector could not be stored, with the reason."""
@@ -90,12 +97,17 @@ class Fill:
         self._window, self._window_bytes = {}, 0
         if not self._keys:
             self._opened = began
+        self.encoded += len(keys)
         self._keys.update(dict.fromkeys(keys))
         self._vectors.append(stored)
         self._nbytes += stored.nbytes
         self._adapt(time.monotonic() - began)
         limits = self._limits
-        if len(self._keys) >= limits.shard_rows or self._nbytes >= limits.shard_bytes or self._age() >= limits.shard_seconds:
+        if (
+            len(self._keys) >= limits.shard_rows
+            or self._nbytes >= limits.shard_bytes
+            or self._age() >= limits.shard_seconds
+        ):
             self._close_shard()
         if self._tick:
             self._tick()
@@ -103,7 +115,6 @@ class Fill:
     def _close_shard(self) -> None:
         if self._keys:
             self.bytes_written += self._put(list(self._keys), np.concatenate(self._vectors))
-            self.encoded += len(self._keys)
         self._keys, self._vectors, self._nbytes = {}, [], 0
 
     def _age(self) -> float:

@@ -83,20 +83,22 @@ class Index:
     def lookup(self, keys: Sequence[Key | None]) -> Locations:
         """One location per key, in the order asked; a key that is None or unknown has shard -1."""
         # sorted single gets walk the tree's pages in order: several times faster than getmulti or random order
-        order = sorted((at for at, key in enumerate(keys) if key is not None), key=keys.__getitem__)
+        wanted = sorted((key, at) for at, key in enumerate(keys) if key is not None)
 
-        def read(txn: lmdb.Transaction) -> list[bytes]:
+        def read(txn: lmdb.Transaction) -> bytes:
             get = txn.get
-            return [get(keys[at], _NOWHERE) for at in order]
+            return b"".join([get(key, _NOWHERE) for key, _ in wanted])
 
-        found = np.frombuffer(b"".join(self._read(b"keys", read)), "<u4").reshape(-1, 2)
+        found = np.frombuffer(self._read(b"keys", read), "<u4").reshape(-1, 2)
         shards, rows = np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.int64)
         known = found[:, 0] != 0xFFFFFFFF
-        places = np.asarray(order, np.int64)[known]
+        places = np.fromiter((at for _, at in wanted), np.int64, count=len(wanted))[known]
         shards[places], rows[places] = found[known, 0], found[known, 1]
         return Locations(shards, rows)
 
-    def commit(self, name: str, fingerprint: Fingerprint, spec: Mapping[str, Json], keys: Sequence[Key], nbytes: int) -> int:
+    def commit(
+        self, name: str, fingerprint: Fingerprint, spec: Mapping[str, Json], keys: Sequence[Key], nbytes: int
+    ) -> int:
         """Make the rows of a durable shard findable, as one transaction; returns the shard's number.
 
         A key another shard already holds keeps its place. Committing a shard again changes nothing.
@@ -105,15 +107,16 @@ class Index:
         digest = bytes.fromhex(name)
 
         def write(txn: lmdb.Transaction, dbs: Mapping[bytes, Any]) -> int:
-            for number, value in txn.cursor(dbs[b"shards"]):
+            for known, value in txn.cursor(dbs[b"shards"]):
                 if _SHARD.unpack(value)[0] == digest:
-                    return int(_NUMBER.unpack(number)[0])
-            last = txn.get(b"next-shard", b"\0\0\0\0", db=dbs[b"meta"])
-            number = int(_NUMBER.unpack(last)[0])
+                    return int(_NUMBER.unpack(known)[0])
+            number = int(_NUMBER.unpack(txn.get(b"next-shard", _NUMBER.pack(0), db=dbs[b"meta"]))[0])
             txn.put(b"next-shard", _NUMBER.pack(number + 1), db=dbs[b"meta"])
             txn.put(_NUMBER.pack(number), _SHARD.pack(digest, fingerprint, len(keys), nbytes), db=dbs[b"shards"])
             txn.put(fingerprint, json.dumps(spec, sort_keys=True).encode(), db=dbs[b"specs"])
-            txn.cursor(dbs[b"keys"]).putmulti([(key, _LOCATION.pack(number, row)) for key, row in rows], overwrite=False)
+            txn.cursor(dbs[b"keys"]).putmulti(
+                [(key, _LOCATION.pack(number, row)) for key, row in rows], overwrite=False
+            )
             return number
 
         return self._write(write)
@@ -149,11 +152,12 @@ class Index:
     def spec(self, fingerprint: Fingerprint) -> Mapping[str, Json] | None:
         """The spec of an encoder that has vectors here, else None."""
         value = self._read(b"specs", lambda txn: txn.get(fingerprint))
-        return None if value is None else dict(json.loads(value))
+        return None if value is None else dict(json.loads(bytes(value)))
 
     def recall(self, key: bytes) -> bytes | None:
         """A remembered fact, or None. Remembering only saves time: an answer must be checkable or derivable again."""
-        return self._read(b"memo", lambda txn: txn.get(key))
+        value = self._read(b"memo", lambda txn: txn.get(key))
+        return None if value is None else bytes(value)
 
     def remember(self, key: bytes, value: bytes) -> None:
         """Remember a fact under a key of at most 511 bytes; does nothing in an index opened for reading."""
@@ -211,7 +215,7 @@ def looks_torn(folder: Path) -> bool:
     if any(len(meta) < 152 or struct.unpack_from("<I", meta, 16)[0] != 0xBEEFC0DE for meta in metas):
         return True
     last_page = max(struct.unpack_from("<QQ", meta, 136)[::-1] for meta in metas)[1]
-    return size < (last_page + 1) * page
+    return bool(size < (last_page + 1) * page)
 
 
 def _acquire(folder: Path, readonly: bool) -> _Environment:
@@ -221,7 +225,9 @@ def _acquire(folder: Path, readonly: bool) -> _Environment:
             environment.lmdb.close()  # this process's copy of the parent's, which must not be used; the parent's stays open
             environment = None
         if environment is not None and environment.readonly and not readonly:
-            raise StoreError(f"{folder} is open for reading in this process. Close that store before opening it for writing.")
+            raise StoreError(
+                f"{folder} is open for reading in this process. Close that store before opening it for writing."
+            )
         if environment is None:
             environment = _open_environment(folder, readonly)
             _open[str(folder)] = environment
@@ -245,7 +251,14 @@ def _open_environment(folder: Path, readonly: bool) -> _Environment:
     lock = os.access(folder, os.W_OK)
     try:
         environment = lmdb.open(
-            str(folder), map_size=_FIRST_MAP_SIZE, max_dbs=8, readonly=readonly, lock=lock, readahead=False, max_readers=1024, mode=0o644
+            str(folder),
+            map_size=_FIRST_MAP_SIZE,
+            max_dbs=8,
+            readonly=readonly,
+            lock=lock,
+            readahead=False,
+            max_readers=1024,
+            mode=0o644,
         )
         if lock:
             environment.reader_check()  # frees the slots of killed readers
@@ -264,7 +277,9 @@ def _check_format(environment: lmdb.Environment, meta: Any, folder: Path, readon
             txn.put(b"format", str(FORMAT).encode())
     elif number is not None and int(number) > FORMAT:
         environment.close()
-        raise StoreFormatError(f"The index {folder} has format {int(number)}; this version reads up to {FORMAT}. Upgrade cachestore.")
+        raise StoreFormatError(
+            f"The index {folder} has format {int(number)}; this version reads up to {FORMAT}. Upgrade cachestore."
+        )
 
 
 def _resized(environment: _Environment, database: Any) -> lmdb.Transaction:
@@ -277,14 +292,24 @@ def _resized(environment: _Environment, database: Any) -> lmdb.Transaction:
 
 def _translate(error: lmdb.Error, folder: Path) -> Exception:
     if isinstance(error, lmdb.NotFoundError) or "No such file" in str(error):
-        return DamageError(f"{folder} holds no index yet. Open the store for writing once: it fills the index from the shards.")
+        return DamageError(
+            f"{folder} holds no index yet. Open the store for writing once: it fills the index from the shards."
+        )
     if isinstance(error, _DAMAGED):
-        return DamageError(f"The index {folder} is damaged ({error}). Delete that folder: the next build fills it again from the shards.")
+        return DamageError(
+            f"The index {folder} is damaged ({error}). Delete that folder: the next build fills it again from the shards."
+        )
     if isinstance(error, lmdb.DiskError):
         code = errno.ENOSPC if "No space" in str(error) else errno.EIO
         return files.translate(OSError(code, str(error)), folder)
     if isinstance(error, lmdb.ReadonlyError | lmdb.LockError) or "denied" in str(error) or "Read-only" in str(error):
-        return StoreNotWritable(f"Cannot write the index {folder} ({error}). Open the store for reading, or change its permissions.")
+        return StoreNotWritable(
+            f"Cannot write the index {folder} ({error}). Open the store for reading, or change its permissions."
+        )
     if "No space" in str(error):
-        return StoreFull(f"No space to write the index {folder} ({error}). Free some space and run again; what was stored is intact.")
-    return StoreWriteFailed(f"The index {folder} cannot be used ({error}). Delete that folder: the next build fills it again.")
+        return StoreFull(
+            f"No space to write the index {folder} ({error}). Free some space and run again; what was stored is intact."
+        )
+    return StoreWriteFailed(
+        f"The index {folder} cannot be used ({error}). Delete that folder: the next build fills it again."
+    )

@@ -7,11 +7,12 @@ so two different inputs never give the same bytes to hash.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NewType, TypeAlias
 
-Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
 Fingerprint = NewType("Fingerprint", bytes)
 Key = NewType("Key", bytes)
@@ -65,7 +66,7 @@ def _encode(value: Json, parts: list[bytes]) -> None:
         case int():
             _sized(b"i", str(value).encode(), parts)
         case float():
-            if value != value:
+            if math.isnan(value):
                 raise TypeError("a spec cannot hold NaN: it is not equal to itself")
             parts.append(b"d" + struct.pack(">d", value))
         case str():

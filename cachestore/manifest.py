@@ -57,7 +57,9 @@ class Manifest:
             if column.name == name:
                 return column
         names = [column.name for column in self.columns]
-        raise UsageError(f"Manifest {self.id[:12]} caches no column {name!r}{nearest(name, names)} It has: {', '.join(names)}.")
+        raise UsageError(
+            f"Manifest {self.id[:12]} caches no column {name!r}{nearest(name, names)} It has: {', '.join(names)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,18 @@ class Version:
     provenance: Mapping[str, Json]
 
 
-def write_chunk(root: Path, columns: Sequence[str], keys: Sequence[NDArray[np.void]], reasons: Sequence[NDArray[np.uint8]]) -> str:
+def write_chunk(
+    root: Path, columns: Sequence[str], keys: Sequence[NDArray[np.void]], reasons: Sequence[NDArray[np.uint8]]
+) -> str:
     """Write one chunk: per column the keys (rows,), zeroed where there is none, and the reasons (rows,). Returns its id."""
     rows = len(reasons[0])
     identity = chunk_id(columns, keys, reasons)
     arrays: list[pa.Array] = []
     for key, reason in zip(keys, reasons, strict=True):
         valid = np.packbits(reason == PRESENT, bitorder="little")
-        arrays.append(pa.Array.from_buffers(pa.binary(SIZE), rows, [pa.py_buffer(valid), pa.py_buffer(np.ascontiguousarray(key))]))
+        arrays.append(
+            pa.Array.from_buffers(pa.binary(SIZE), rows, [pa.py_buffer(valid), pa.py_buffer(np.ascontiguousarray(key))])
+        )
         arrays.append(pa.array(reason))
     schema = _chunk_schema(columns)
     sink = pa.BufferOutputStream()
@@ -115,7 +121,8 @@ def write_manifest(root: Path, columns: Sequence[ManifestColumn], chunks: Sequen
         "format": FORMAT,
         "rows": sum(rows for _, rows in chunks),
         "columns": [
-            {"name": column.name, "fingerprint": column.fingerprint.hex(), "spec": column.spec, "dim": column.dim} for column in columns
+            {"name": column.name, "fingerprint": column.fingerprint.hex(), "spec": column.spec, "dim": column.dim}
+            for column in columns
         ],
         "chunks": [{"id": identity, "rows": rows} for identity, rows in chunks],
     }
@@ -140,7 +147,9 @@ def read_manifest(root: Path, identity: str) -> Manifest:
 def check_name(name: str) -> str:
     """The name itself. Raises UsageError when it cannot be one."""
     if not _NAME.fullmatch(name) or _ID.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be a name: use 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit.")
+        raise UsageError(
+            f"{name!r} cannot be a name: use 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit."
+        )
     return name
 
 
@@ -164,7 +173,9 @@ def read_log(root: Path, name: str) -> list[Version]:
     try:
         return [_version(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"The log {path} cannot be read ({error}). Restore it from a backup, or delete it and build again.") from error
+        raise DamageError(
+            f"The log {path} cannot be read ({error}). Restore it from a backup, or delete it and build again."
+        ) from error
 
 
 def append_version(root: Path, name: str, manifest: Manifest, created: str, provenance: Mapping[str, Json]) -> Version:
@@ -190,12 +201,16 @@ def _version(line: Mapping[str, Any]) -> Version:
 def _parse(identity: str, data: bytes) -> Manifest:
     content = json.loads(data)
     if content["format"] > FORMAT:
-        raise StoreFormatError(f"Manifest {identity} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore.")
+        raise StoreFormatError(
+            f"Manifest {identity} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
+        )
     columns = tuple(
         ManifestColumn(column["name"], Fingerprint(bytes.fromhex(column["fingerprint"])), column["spec"], column["dim"])
         for column in content["columns"]
     )
-    return Manifest(identity, content["rows"], columns, tuple((chunk["id"], chunk["rows"]) for chunk in content["chunks"]))
+    return Manifest(
+        identity, content["rows"], columns, tuple((chunk["id"], chunk["rows"]) for chunk in content["chunks"])
+    )
 
 
 def _chunk_schema(columns: Sequence[str]) -> pa.Schema:
@@ -205,7 +220,9 @@ def _chunk_schema(columns: Sequence[str]) -> pa.Schema:
     return pa.schema(fields, metadata={"cachestore.format": str(FORMAT)})
 
 
-def _read_chunk(root: Path, identity: str, rows: int, names: Sequence[str]) -> tuple[list[NDArray[np.void]], list[NDArray[np.uint8]]]:
+def _read_chunk(
+    root: Path, identity: str, rows: int, names: Sequence[str]
+) -> tuple[list[NDArray[np.void]], list[NDArray[np.uint8]]]:
     path = files.content_path(root, _CHUNKS, identity, ".arrow")
     try:
         reader = pa.ipc.open_file(pa.py_buffer(files.map_file(path)))

@@ -25,7 +25,7 @@ from cachestore.keys import SIZE, Fingerprint, Json, Key, fingerprint
 FOLDER = "shards"
 SUFFIX = ".arrow"
 FORMAT = 1
-_STORED = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+_STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,13 @@ class Shard:
         Raises DamageError when a row is not there, holds another key than ``expected``, or fails its check.
         """
         if len(rows) and int(rows.max()) >= len(self.keys):
-            raise DamageError(f"The index points at row {int(rows.max())} of shard {self.name}, which has {len(self.keys)}.")
+            raise DamageError(
+                f"The index points at row {int(rows.max())} of shard {self.name}, which has {len(self.keys)}."
+            )
         if not np.array_equal(self.keys[rows], expected):
-            raise DamageError(f"Shard {self.name} holds other keys than the index says. Delete the folder index and build again.")
+            raise DamageError(
+                f"Shard {self.name} holds other keys than the index says. Delete the folder index and build again."
+            )
         vectors = self.vectors[rows]
         bad = np.flatnonzero(_checks(expected, vectors) != self.checks[rows])
         if len(bad):
@@ -72,7 +76,9 @@ def write(root: Path, spec: Mapping[str, Json], keys: Sequence[Key], vectors: ND
     rows, dim = vectors.shape
     dtype = stored_dtype(spec)
     if rows != len(keys) or vectors.dtype != dtype:
-        raise ValueError(f"{len(keys)} keys of dtype {dtype} cannot name vectors of shape {vectors.shape} and dtype {vectors.dtype}")
+        raise ValueError(
+            f"{len(keys)} keys of dtype {dtype} cannot name vectors of shape {vectors.shape} and dtype {vectors.dtype}"
+        )
     key_column = np.frombuffer(b"".join(keys), f"V{SIZE}")
     contiguous = np.ascontiguousarray(vectors)
     schema = _schema(spec, dim)
@@ -108,7 +114,9 @@ def open_shard(root: Path, name: str) -> Shard:
             raise ValueError("its columns are not those of a shard")
         return _view(name, spec, dim, reader.get_batch(0), data.nbytes)
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DamageError(f"Shard {path} cannot be read ({error}). Move it out of the store and build again.") from error
+        raise DamageError(
+            f"Shard {path} cannot be read ({error}). Move it out of the store and build again."
+        ) from error
 
 
 def sound(root: Path, name: str) -> bool:
@@ -150,13 +158,15 @@ def _check_format(metadata: Mapping[bytes, bytes], path: Path) -> None:
     if not number.isdigit():
         raise KeyError("no cachestore.format in its metadata")
     if int(number) > FORMAT:
-        raise StoreFormatError(f"{path} has format {int(number)}; this version reads up to {FORMAT}. Upgrade cachestore.")
+        raise StoreFormatError(
+            f"{path} has format {int(number)}; this version reads up to {FORMAT}. Upgrade cachestore."
+        )
 
 
 def _checks(keys: NDArray[np.void], vectors: NDArray[Any]) -> NDArray[np.uint64]:
     rows = len(keys)
     joined = np.concatenate([keys.view(np.uint8).reshape(rows, SIZE), vectors.view(np.uint8).reshape(rows, -1)], axis=1)
     width = joined.shape[1]
-    data = memoryview(joined.reshape(-1))
+    data = joined.reshape(-1).data
     digest = xxhash.xxh3_64_intdigest
     return np.fromiter((digest(data[at : at + width]) for at in range(0, rows * width, width)), np.uint64, count=rows)

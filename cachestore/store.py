@@ -46,7 +46,10 @@ class Name:
     def nbytes(self) -> int:
         """Bytes of the head's vectors as its rows use them; rows that share a vector count each."""
         counts: Any = self.versions[-1].provenance["vectors"]
-        return sum(counts[column.name] * column.dim * shard.stored_dtype(column.spec).itemsize for column in self.manifest.columns)
+        return sum(
+            counts[column.name] * column.dim * shard.stored_dtype(column.spec).itemsize
+            for column in self.manifest.columns
+        )
 
 
 def open_store(path: str | os.PathLike[str] | None = None, mode: Literal["r", "w"] = "w") -> Store:
@@ -71,7 +74,9 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -96,11 +101,13 @@ class Store:
 
     def gather(self, wanted: NDArray[np.void], found: Locations, out: NDArray[Any]) -> None:
         """Copy the vectors of keys (n,) at their locations into ``out`` (n, dim), each checked against its key and its check."""
+        if not len(wanted):
+            return
         order = np.argsort(found.shards, kind="stable")
         numbers, starts = np.unique(found.shards[order], return_index=True)
-        entries = self.index.shards() if len(order) else {}
-        for number, rows in zip(numbers, np.split(order, starts[1:]), strict=True):
-            mapped = self._shard(entries[int(number)].name)
+        entries = self.index.shards()
+        for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+            mapped = self._shard(entries[number].name)
             out[rows] = mapped.take(found.rows[rows], wanted[rows])
 
     def embed(self, texts: Sequence[str], encoder: EncoderLike) -> NDArray[Any]:
@@ -127,7 +134,9 @@ class Store:
         self.gather(np.frombuffer(b"".join(key or b"" for key in wanted), "V32"), self.index.lookup(wanted), out)
         return out
 
-    def fill(self, encoder: Encoder, limits: Limits | None = None, own: set[int] | None = None, tick: Any = None) -> Fill:
+    def fill(
+        self, encoder: Encoder, limits: Limits | None = None, own: set[int] | None = None, tick: Any = None
+    ) -> Fill:
         """A Fill that puts what ``encoder`` encodes into this store; the numbers of its shards are added to ``own``."""
 
         def put(names: Sequence[Key], vectors: NDArray[Any]) -> int:
@@ -153,12 +162,16 @@ class Store:
     def names(self) -> list[Name]:
         """All names with their newest manifest, sorted."""
         logs = {name: self.log(name) for name in manifest.names(self.root)}
-        return [Name(name, tuple(log), manifest.read_manifest(self.root, log[-1].manifest)) for name, log in logs.items()]
+        return [
+            Name(name, tuple(log), manifest.read_manifest(self.root, log[-1].manifest)) for name, log in logs.items()
+        ]
 
     def point(self, name: str, target: Manifest, provenance: Mapping[str, Json]) -> Version:
         """Add a version to a name's log, unless its head is this manifest already."""
         with locks.held(self.root, "names", exclusive=True, timeout=_LOCK_SECONDS):
-            return manifest.append_version(self.root, name, target, datetime.now(UTC).isoformat(timespec="seconds"), provenance)
+            return manifest.append_version(
+                self.root, name, target, datetime.now(UTC).isoformat(timespec="seconds"), provenance
+            )
 
     def vectors(self, source: Manifest | str, column: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Vectors (rows, dim) of a cached column in dataset order, zeros where a row has none, and the mask (rows,) of those that have.
@@ -216,7 +229,9 @@ class Store:
     def digest(self, path: Path) -> str:
         """SHA-256 of a file in hexadecimal, remembered by its size, times and inode; remembering only saves time."""
         status = path.stat()
-        seen = struct.pack("<QqqQQ", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
+        seen = struct.pack(
+            "<QqqQQ", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
+        )
         key = b"file:" + keys(Fingerprint(bytes(32)), [os.fsencode(path.absolute())])[0]  # type: ignore[operator]
         remembered = self.index.recall(key)
         if remembered is not None and remembered[: len(seen)] == seen:
@@ -236,7 +251,9 @@ class Store:
         Raises StoreNotWritable in a store opened for reading, StoreLocked while somebody holds the store for himself.
         """
         if self.readonly:
-            raise StoreNotWritable(f"The store at {self.root} is open for reading, and this needs to write. Open it with mode 'w'.")
+            raise StoreNotWritable(
+                f"The store at {self.root} is open for reading, and this needs to write. Open it with mode 'w'."
+            )
         with locks.held(self.root, "builders", exclusive=False, timeout=_LOCK_SECONDS) as lock:
             if locks.alone(lock):
                 files.sweep_temporary(self.root)
@@ -277,7 +294,9 @@ class Store:
             header = json.loads(files.read_small(path))
             number, features = int(header["format"]), list(header["features"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreFormatError(f"{path} is not the header of a store ({error}). Choose another directory with --store.") from error
+            raise StoreFormatError(
+                f"{path} is not the header of a store ({error}). Choose another directory with --store."
+            ) from error
         if number > FORMAT or features:
             raise StoreFormatError(
                 f"The store at {self.root} has format {number}{' with ' + ', '.join(features) if features else ''}; "
@@ -286,26 +305,37 @@ class Store:
 
     def _create(self) -> None:
         if self.readonly:
-            raise StoreNotFound(f"There is no store at {self.root}. Create it by a build, or name another with --store.")
+            raise StoreNotFound(
+                f"There is no store at {self.root}. Create it by a build, or name another with --store."
+            )
         try:
             strangers = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in {"tmp", "locks"})
         except FileNotFoundError:
             strangers = []
         except OSError as error:
-            raise StoreNotFound(f"{self.root} cannot be a store: {error.strerror}. Name a directory with --store.") from error
+            raise StoreNotFound(
+                f"{self.root} cannot be a store: {error.strerror}. Name a directory with --store."
+            ) from error
         if strangers:
             raise StoreFormatError(
                 f"{self.root} is not a store, and not empty (it holds {strangers[0]!r}). Name an empty or new directory with --store."
             )
         files.create_root(self.root)
-        header = {"format": FORMAT, "features": [], "id": uuid.uuid4().hex, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        header = {
+            "format": FORMAT,
+            "features": [],
+            "id": uuid.uuid4().hex,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         files.replace_small(self.root, self.root / _HEADER, (json.dumps(header) + "\n").encode())
 
     def _open_index(self) -> Index:
         folder = self.root / "index"
         if self.readonly:
             if looks_torn(folder):
-                raise DamageError(f"The index {folder} is damaged. Open the store for writing once: it fills a new one from the shards.")
+                raise DamageError(
+                    f"The index {folder} is damaged. Open the store for writing once: it fills a new one from the shards."
+                )
             return Index(folder, readonly=True)
         # one process at a time: another one's half-made index would look torn
         with locks.held(self.root, "index", exclusive=True, timeout=_LOCK_SECONDS):
@@ -322,6 +352,10 @@ def _utf8(text: str, at: int) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"Text {at} has no UTF-8 form ({error.reason} at character {error.start}). Remove or replace that character.") from error
+        raise DataError(
+            f"Text {at} has no UTF-8 form ({error.reason} at character {error.start}). Remove or replace that character."
+        ) from error
     except AttributeError:
-        raise DataError(f"Text {at} is of type {type(text).__name__}, not str. Leave missing texts out, or pass ''.") from None
+        raise DataError(
+            f"Text {at} is of type {type(text).__name__}, not str. Leave missing texts out, or pass ''."
+        ) from None

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cachestore.build import Build, run
 from cachestore import open_store
+from cachestore.build import Build, run
 from cachestore.fill import Limits
 from cachestore.index import Index
 from tests.store.counting import CountingEncoder

@@ -111,7 +111,7 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shard, "FORMAT", 2)
     name, _ = shard.write(tmp_path, SPEC, *some(5))
     monkeypatch.undo()
-    with pytest.raises(StoreFormatError, match="format 2.*Upgrade"):
+    with pytest.raises(StoreFormatError, match=r"format 2.*Upgrade"):
         shard.open_shard(tmp_path, name)
 
 

@@ -1,0 +1,228 @@
+"""Build: encodes each missing payload once, lists every row, and resumes, appends and repeats without work done twice."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+import cachestore
+from cachestore import open_store
+from cachestore.build import plan, run
+from cachestore.errors import ColumnNotFound, DataError, EncoderError, UsageError
+from cachestore.fill import Limits
+from cachestore.manifest import MISSING, PRESENT, SKIPPED
+from tests.store.counting import CountingEncoder
+
+
+@pytest.fixture
+def store(tmp_path):
+    with open_store(tmp_path / "store") as opened:
+        yield opened
+
+
+def table(path, texts):
+    path.write_text("id,text\n" + "".join(f"{row},{text}\n" for row, text in enumerate(texts)))
+    return path
+
+
+def sums(build):
+    counts = build.counts
+    return counts.encoded + counts.hits + counts.duplicates + counts.missing + counts.skipped
+
+
+def test_counts_and_vectors(store, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b'text\na\nb\na\n""\n  \nc\xff\nb\n')
+    encoder = CountingEncoder()
+    made = run(store, path, {"text": encoder})
+    counts = made.counts
+    assert (counts.rows, counts.encoded, counts.hits, counts.duplicates, counts.missing, counts.skipped) == (
+        7,
+        4,
+        0,
+        2,
+        0,
+        1,
+    )
+    assert encoder.seen == [b"a", b"b", b"", b"  "]
+    assert [(cell.row, cell.column) for cell in made.skipped_cells] == [(5, "text")]
+    vectors, mask = store.vectors(made.manifest, "text")
+    assert mask.tolist() == [True] * 5 + [False, True]
+    expected = CountingEncoder().encode([b"a", b"b", b"a", b"", b"  ", b"", b"b"]).astype(np.float16)
+    expected[5] = 0
+    np.testing.assert_array_equal(vectors, expected)
+    assert store.reasons(made.manifest, "text").tolist() == [PRESENT] * 5 + [SKIPPED, PRESENT]
+
+
+def test_missing_cells_have_no_vector(store):
+    manifest = cachestore.build(store, {"text": ["a", None, ""]}, {"text": CountingEncoder()}, name="t")
+    assert store.reasons(manifest, "text").tolist() == [PRESENT, MISSING, PRESENT]
+    assert store.manifest("t") == manifest
+
+
+def test_a_second_build_encodes_nothing_and_adds_no_version(store, tmp_path):
+    path = table(tmp_path / "t.csv", ["a", "b", "a"])
+    first = run(store, path, {"text": CountingEncoder()})
+    encoder = CountingEncoder()
+    again = run(store, path, {"text": encoder})
+    assert encoder.seen == []
+    assert again.recognised
+    assert again.manifest == first.manifest
+    assert (again.counts.encoded, again.counts.hits, sums(again)) == (0, 3, 3)
+    assert len(store.log("t")) == 1
+
+
+def test_a_recognised_file_still_reports_what_was_skipped(store, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"text\na\n\xff\n")
+    first = run(store, path, {"text": CountingEncoder()})
+    again = run(store, path, {"text": CountingEncoder()})
+    assert again.recognised
+    assert again.skipped_cells == first.skipped_cells != ()
+    assert again.counts.skipped == 1
+
+
+def test_an_edited_file_is_read_again(store, tmp_path):
+    path = table(tmp_path / "t.csv", ["a", "b"])
+    run(store, path, {"text": CountingEncoder()})
+    encoder = CountingEncoder()
+    changed = run(store, table(path, ["a", "x"]), {"text": encoder})
+    assert not changed.recognised
+    assert encoder.seen == [b"x"]
+    assert [version.version for version in store.log("t")] == [1, 2]
+
+
+def test_appended_rows_encode_only_new_distinct_texts(store, tmp_path):
+    texts = [f"text {row % 50}" for row in range(120)]
+    run(store, table(tmp_path / "t.csv", texts), {"text": CountingEncoder()})
+    encoder = CountingEncoder()
+    grown = run(store, table(tmp_path / "t.csv", [*texts, "text 3", "new", "new", "newer"]), {"text": encoder})
+    assert encoder.seen == [b"new", b"newer"]
+    assert (grown.counts.encoded, grown.counts.hits, grown.counts.duplicates) == (2, 121, 1)
+
+
+def test_the_same_text_in_two_columns_and_files_is_encoded_once(store, tmp_path):
+    encoder = CountingEncoder()
+    run(store, {"title": ["a", "b"], "body": ["b", "c"]}, {"title": encoder, "body": encoder})
+    run(store, table(tmp_path / "t.csv", ["c", "a"]), {"text": encoder})
+    assert sorted(encoder.seen) == [b"a", b"b", b"c"]
+
+
+def test_id_depends_on_rows_and_encoders_not_on_the_way(store, tmp_path):
+    texts = [f"text {row}" for row in range(300)]
+    ids = {
+        run(store, table(tmp_path / "t.csv", texts), {"text": CountingEncoder()}).manifest.id,
+        run(store, pd.DataFrame({"text": texts}), {"text": CountingEncoder()}).manifest.id,
+        run(store, pa.table({"text": texts}), {"text": CountingEncoder()}).manifest.id,
+    }
+    with open_store(tmp_path / "other") as other:
+        half = table(tmp_path / "half.csv", texts[150:])
+        run(other, half, {"text": CountingEncoder()}, limits=Limits(shard_rows=7, window_rows=3))
+        ids.add(run(other, pa.table({"text": texts}), {"text": CountingEncoder()}).manifest.id)
+    assert len(ids) == 1
+    assert run(store, {"text": texts[::-1]}, {"text": CountingEncoder()}).manifest.id not in ids
+    assert run(store, {"text": texts}, {"text": CountingEncoder(pooling="max")}).manifest.id not in ids
+
+
+def test_chunks_are_shared_by_versions_that_grow(store, monkeypatch):
+    monkeypatch.setattr(sys.modules["cachestore.build"], "CHUNK_ROWS", 10)
+    texts = [f"text {row}" for row in range(25)]
+    first = run(store, {"text": texts}, {"text": CountingEncoder()}).manifest
+    second = run(store, {"text": [*texts, "more"]}, {"text": CountingEncoder()}).manifest
+    assert [rows for _, rows in first.chunks] == [10, 10, 5]
+    assert first.chunks[:2] == second.chunks[:2]
+    assert first.chunks[2] != second.chunks[2]
+    vectors, _ = store.vectors(second, "text")
+    np.testing.assert_array_equal(vectors[25], CountingEncoder().encode([b"more"])[0].astype(np.float16))
+
+
+def test_a_refused_vector_skips_its_rows_and_no_others(store, monkeypatch):
+    class Faulty(CountingEncoder):
+        def encode(self, payloads):
+            vectors = super().encode(payloads).copy()
+            vectors[[payload == b"bad" for payload in payloads]] = np.nan
+            return vectors
+
+    monkeypatch.setattr(sys.modules["cachestore.build"], "CHUNK_ROWS", 4)
+    encoder = Faulty()
+    made = run(store, {"text": ["a", "bad", "b", "bad", "c", "bad"]}, {"text": encoder}, limits=Limits(window_rows=2))
+    assert encoder.seen.count(b"bad") == 1
+    assert store.reasons(made.manifest, "text").tolist() == [PRESENT, SKIPPED, PRESENT, SKIPPED, PRESENT, SKIPPED]
+    assert [(cell.row, "NaN" in cell.why) for cell in made.skipped_cells] == [(1, True), (3, True), (5, True)]
+    assert (made.counts.encoded, made.counts.skipped, made.counts.duplicates) == (3, 3, 0)
+
+
+def test_an_encoder_that_fails_keeps_what_was_stored(store):
+    class Failing(CountingEncoder):
+        def encode(self, payloads):
+            if b"row 25" in payloads:
+                raise EncoderError("the service is down")
+            return super().encode(payloads)
+
+    texts = [f"row {row}" for row in range(40)]
+    with pytest.raises(EncoderError, match="service"):
+        run(store, {"text": texts}, {"text": Failing()}, limits=Limits(shard_rows=10, window_rows=5))
+    encoder = CountingEncoder()
+    run(store, {"text": texts}, {"text": encoder}, limits=Limits(shard_rows=10, window_rows=5))
+    assert encoder.seen[0] == b"row 20"
+
+
+def test_a_file_that_changes_while_it_is_read_is_no_version(store, tmp_path):
+    path = table(tmp_path / "t.csv", ["a", "b"])
+
+    class Editing(CountingEncoder):
+        def encode(self, payloads):
+            with path.open("a") as file:
+                file.write("9,z\n")
+            return super().encode(payloads)
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        run(store, path, {"text": Editing()})
+    assert store.names() == []
+
+
+def test_bad_requests_name_the_fault(store, tmp_path):
+    path = table(tmp_path / "t.csv", ["a"])
+    with pytest.raises(ColumnNotFound, match=r"did you mean 'text'"):
+        run(store, path, {"texts": CountingEncoder()})
+    with pytest.raises(UsageError, match="at least one column"):
+        run(store, path, {})
+    with pytest.raises(UsageError, match="cannot be a name"):
+        run(store, path, {"text": CountingEncoder()}, name="a/b")
+
+
+def test_a_plan_counts_what_a_build_then_does_and_writes_nothing(store, tmp_path):
+    texts = [f"text {row % 70}" for row in range(100)]
+    run(store, {"text": texts[:20]}, {"text": CountingEncoder()})
+    path = table(tmp_path / "t.csv", [*texts, ""])
+    before = sorted((file, file.stat().st_mtime_ns) for file in store.root.rglob("*"))
+    planned = plan(store, path, {"text": CountingEncoder()})
+    assert sorted((file, file.stat().st_mtime_ns) for file in store.root.rglob("*")) == before
+    assert planned.counts == run(store, path, {"text": CountingEncoder()}).counts
+    assert planned.seconds is not None
+    assert planned.nbytes == 50 * (8 * 2 + 40)
+    assert plan(store, path, {"text": CountingEncoder()}).seconds is None
+    assert plan(None, path, {"text": CountingEncoder()}).counts.encoded == 70
+
+
+def test_progress_ends_at_the_total(store):
+    seen = []
+    run(
+        store,
+        pa.table({"text": [f"text {row}" for row in range(100)]}),
+        {"text": CountingEncoder()},
+        progress=seen.append,
+    )
+    assert (seen[-1].rows, seen[-1].total, seen[-1].encoded) == (100, 100, 100)
+    assert [step.encoded for step in seen] == sorted(step.encoded for step in seen)
+
+
+def test_names_lists_what_ls_shows(store, tmp_path):
+    run(store, table(tmp_path / "my data!.csv", ["a", "b", "a"]), {"text": CountingEncoder()})
+    (name,) = store.names()
+    assert (name.name, len(name.versions), name.manifest.rows, name.nbytes) == ("my-data", 1, 3, 3 * 8 * 2)
+    assert name.versions[0].provenance["source"]["label"].endswith("my data!.csv")

@@ -1,0 +1,284 @@
+"""The store: opens where it may, refuses clearly where not, serves what was put and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+
+import cachestore
+from cachestore import files, locks, open_store, shard
+from cachestore.errors import (
+    DamageError,
+    DataError,
+    EncoderError,
+    MissingVector,
+    StoreFormatError,
+    StoreLocked,
+    StoreNotFound,
+    StoreNotWritable,
+)
+from cachestore.fill import Limits
+from cachestore.keys import fingerprint, keys
+from tests.store.counting import CountingEncoder
+
+AS_ROOT = os.geteuid() == 0
+
+
+@pytest.fixture
+def store(tmp_path):
+    with open_store(tmp_path / "store") as opened:
+        yield opened
+
+
+def snapshot(root):
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "lock.mdb"
+    }
+
+
+def test_place_is_argument_then_environment_then_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CACHESTORE_STORE", raising=False)
+    with open_store() as opened:
+        assert opened.root == tmp_path / "home" / ".cache" / "cachestore"
+    monkeypatch.setenv("CACHESTORE_STORE", str(tmp_path / "env"))
+    with open_store() as opened:
+        assert opened.root == tmp_path / "env"
+    with open_store(tmp_path / "given") as opened:
+        assert opened.root == tmp_path / "given"
+
+
+def test_embed_encodes_once_and_keeps_the_order(store):
+    encoder = CountingEncoder()
+    first = store.embed(["b", "a", "b", ""], encoder)
+    assert encoder.seen == [b"b", b"a", b""]
+    assert first.dtype == np.float16
+    np.testing.assert_array_equal(first, CountingEncoder().encode([b"b", b"a", b"b", b""]).astype(np.float16))
+    again = store.embed(["a", "c", "b"], encoder)
+    assert encoder.seen == [b"b", b"a", b"", b"c"]
+    np.testing.assert_array_equal(again[[0, 2]], first[[1, 0]])
+    assert store.embed([], encoder).shape == (0, 8)
+
+
+def test_what_was_put_survives_reopening(tmp_path):
+    with open_store(tmp_path / "store") as store:
+        expected = store.embed(["a", "b"], CountingEncoder())
+    encoder = CountingEncoder()
+    with open_store(tmp_path / "store", mode="r") as store:
+        np.testing.assert_array_equal(store.embed(["b", "a"], encoder), expected[::-1])
+    assert encoder.seen == []
+
+
+def test_encoders_never_share_vectors(store):
+    store.embed(["a"], CountingEncoder())
+    for change in ({"pooling": "max"}, {"dtype": "float32"}, {"precision": "bfloat16"}):
+        other = CountingEncoder(**change)
+        store.embed(["a"], other)
+        assert other.seen == [b"a"], change
+
+
+def test_many_shards_are_gathered_in_order(store):
+    encoder = CountingEncoder()
+    names = keys(fingerprint(encoder.spec), [str(number).encode() for number in range(500)])
+    with store.writing():
+        fill = store.fill(encoder, Limits(shard_rows=7, window_rows=5))
+        for number, name in enumerate(names):
+            fill.add(name, str(number).encode())
+        fill.flush()
+    assert len(store.index.shards()) > 40  # more than are kept mapped
+    order = np.random.default_rng(0).permutation(500)
+    texts = [str(number) for number in order]
+    np.testing.assert_array_equal(
+        store.embed(texts, encoder), encoder.encode([text.encode() for text in texts]).astype(np.float16)
+    )
+
+
+def test_a_store_is_not_made_where_it_should_not_be(tmp_path):
+    with pytest.raises(StoreNotFound, match="no store at"):
+        open_store(tmp_path / "absent", mode="r")
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").write_text("x")
+    with pytest.raises(StoreFormatError, match=r"not empty.*thesis\.doc"):
+        open_store(tmp_path / "full")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreNotFound, match="Not a directory"):
+        open_store(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "thesis.doc"]
+
+
+@pytest.mark.parametrize("header", [{"format": 2, "features": []}, {"format": 1, "features": ["encryption"]}])
+def test_a_newer_format_is_refused_and_left_alone(tmp_path, header):
+    open_store(tmp_path / "store").close()
+    (tmp_path / "store" / "store.json").write_text(json.dumps(header))
+    before = snapshot(tmp_path / "store")
+    for mode in ("r", "w"):
+        with pytest.raises(StoreFormatError, match="Upgrade"):
+            open_store(tmp_path / "store", mode=mode)
+    assert snapshot(tmp_path / "store") == before
+
+
+@pytest.mark.parametrize("header", ["", "{", "[]", "{}", '{"format": "x", "features": []}'])
+def test_a_header_that_is_none_is_refused(tmp_path, header):
+    open_store(tmp_path / "store").close()
+    (tmp_path / "store" / "store.json").write_text(header)
+    with pytest.raises(StoreFormatError, match=r"store\.json"):
+        open_store(tmp_path / "store")
+
+
+def test_a_store_opened_for_reading_never_writes(tmp_path):
+    with open_store(tmp_path / "store") as store:
+        store.embed(["a"], CountingEncoder())
+    before = snapshot(tmp_path / "store")
+    with open_store(tmp_path / "store", mode="r") as store:
+        store.embed(["a"], CountingEncoder())
+        with pytest.raises(StoreNotWritable, match="mode 'w'"):
+            store.embed(["new"], CountingEncoder())
+        store.digest(tmp_path / "store" / "store.json")
+    assert snapshot(tmp_path / "store") == before
+
+
+@pytest.mark.skipif(AS_ROOT, reason="root may write anywhere")
+def test_a_folder_without_permission_says_so(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreNotWritable, match="--store"):
+        open_store(tmp_path / "store")
+    tmp_path.chmod(0o700)
+
+
+def test_the_index_is_a_cache(tmp_path):
+    with open_store(tmp_path / "store") as store:
+        expected = store.embed(["a", "b", "c"], CountingEncoder())
+    for harm in (
+        shutil.rmtree,
+        lambda folder: (folder / "data.mdb").write_bytes(os.urandom(20_000)),
+        lambda folder: os.truncate(folder / "data.mdb", 5000),
+    ):
+        harm(tmp_path / "store" / "index")
+        encoder = CountingEncoder()
+        with open_store(tmp_path / "store") as store:
+            with store.writing():
+                pass
+            np.testing.assert_array_equal(store.embed(["a", "b", "c"], encoder), expected)
+        assert encoder.seen == []
+
+
+def test_a_shard_that_was_deleted_is_encoded_again(tmp_path):
+    with open_store(tmp_path / "store") as store:
+        store.embed(["a", "b"], CountingEncoder())
+        kept = store.embed(["c"], CountingEncoder())
+        victim = next(entry.name for entry in store.index.shards().values() if entry.rows == 2)
+        files.content_path(store.root, shard.FOLDER, victim, shard.SUFFIX).unlink()
+    encoder = CountingEncoder()
+    with open_store(tmp_path / "store") as store:
+        with store.writing():
+            pass
+        np.testing.assert_array_equal(store.embed(["a", "b", "c"], encoder)[2:], kept)
+    assert encoder.seen == [b"a", b"b"]
+
+
+def test_a_damaged_shard_is_not_indexed_again(tmp_path):
+    with open_store(tmp_path / "store") as store:
+        store.embed(["a"], CountingEncoder())
+    (path,) = (tmp_path / "store" / "shards").rglob("*.arrow")
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    shutil.rmtree(tmp_path / "store" / "index")
+    with open_store(tmp_path / "store") as store, pytest.raises(DamageError, match=path.stem), store.writing():
+        pass
+
+
+def test_a_lost_vector_is_named_by_row(store):
+    manifest = cachestore.build(store, {"text": ["a", None, "b"]}, {"text": CountingEncoder()})
+    store.index.drop(store.index.shards())
+    with pytest.raises(MissingVector, match=r"2 of 3 rows.*first is row 0"):
+        store.vectors(manifest, "text")
+
+
+@pytest.mark.parametrize(("bad", "why"), [(np.nan, "NaN"), (np.inf, "infinity"), (70000.0, "float16")])
+def test_a_bad_vector_is_never_stored(store, bad, why):
+    class Faulty(CountingEncoder):
+        def encode(self, payloads):
+            vectors = super().encode(payloads).copy()
+            vectors[[payload == b"bad" for payload in payloads], 3] = bad
+            return vectors
+
+    with pytest.raises(DataError, match=why):
+        store.embed(["good", "bad"], Faulty())
+    assert store.missing(keys(fingerprint(Faulty().spec), [b"good", b"bad"])) == keys(
+        fingerprint(Faulty().spec), [b"bad"]
+    )
+
+
+def test_a_wrong_count_of_vectors_stores_nothing(store):
+    class Faulty(CountingEncoder):
+        def encode(self, payloads):
+            return super().encode(payloads)[:-1]
+
+    with pytest.raises(EncoderError, match=r"shape \(1, 8\) for 2 payloads"):
+        store.embed(["a", "b"], Faulty())
+    assert not store.index.shards()
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", None, 3])
+def test_texts_that_are_none_are_named(store, text):
+    with pytest.raises(DataError, match="Text 1"):
+        store.embed(["a", text], CountingEncoder())
+
+
+def test_writers_wait_for_who_holds_the_store_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(cachestore.store, "_LOCK_SECONDS", 0.1)
+    with open_store(tmp_path / "store") as store:
+        with (
+            locks.held(store.root, "builders", exclusive=True, timeout=0),
+            pytest.raises(StoreLocked, match="another process"),
+        ):
+            store.embed(["a"], CountingEncoder())
+        store.embed(["a"], CountingEncoder())
+
+
+def test_temporary_files_are_swept_only_by_a_lone_writer(store):
+    left = store.root / "tmp" / "left-by-a-killed-writer"
+    left.write_bytes(b"x")
+    with locks.held(store.root, "builders", exclusive=False, timeout=0), store.writing():
+        assert left.exists()
+    with store.writing():
+        assert not left.exists()
+
+
+def test_threads_share_a_store(store):
+    encoder = CountingEncoder()
+    results = {}
+
+    def embed(number):
+        results[number] = store.embed([f"{number}-{row}" for row in range(20)], encoder)
+
+    threads = [threading.Thread(target=embed, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, vectors in results.items():
+        np.testing.assert_array_equal(
+            vectors, encoder.encode([f"{number}-{row}".encode() for row in range(20)]).astype(np.float16)
+        )
+
+
+def test_digests_are_remembered_but_never_believed(store, tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    os.utime(path, (1, 1))
+    first = store.digest(path)
+    assert store.digest(path) == first
+    path.write_bytes(b"two")
+    os.utime(path, (1, 1))  # same size and mtime: only ctime tells
+    assert store.digest(path) != first
