@@ -18,17 +18,15 @@ from numpy.typing import NDArray
 from cachestore import dataset as datasets
 from cachestore import manifest as manifests
 from cachestore.dataset import Dataset, SkippedCell
-from cachestore.encoders import Encoder, EncoderLike, open_encoder
+from cachestore.encoders import Encoder, EncoderLike
 from cachestore.errors import DataError, ManifestNotFound, UsageError
 from cachestore.fill import Fill, Limits
 from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint, keys
 from cachestore.manifest import CHUNK_ROWS, MISSING, PRESENT, SKIPPED, Manifest, ManifestColumn, write_chunk
-from cachestore.shard import stored_dtype
 from cachestore.store import Store
 
 KEPT_SKIPPED = 1000
 _NO_KEY = bytes(SIZE)
-_SAMPLE = 64
 _RECORDED = ("cachestore", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
@@ -72,17 +70,6 @@ class Build:
     """the file was built before, unchanged, and was not parsed again"""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a build would do; ``seconds`` is estimated from encoding a small sample, None when nothing is to be encoded."""
-
-    counts: Counts
-    """``encoded`` counts what would be encoded"""
-    seconds: float | None
-    nbytes: int
-    """of the shards it would write"""
-
-
 def build(store: Store, data: Any, columns: Mapping[str, EncoderLike], name: str | None = None) -> Manifest:
     """Make sure that every row's vectors are in the store; returns the manifest that lists them.
 
@@ -103,7 +90,7 @@ def run(
 ) -> Build:
     """As ``build``, and tells what it did. Raises DataError, ColumnNotFound, EncoderError, UsageError and StoreError."""
     began = time.monotonic()
-    dataset = _open(data, columns)
+    dataset = open_columns(data, columns)
     name = manifests.check_name(name) if name else default_name(dataset)
     opened = {column: store.open_encoder(encoder) for column, encoder in columns.items()}
     source = _source_key(dataset, opened)
@@ -116,44 +103,6 @@ def run(
         if name:
             store.point(name, finished.manifest, _provenance(store, dataset, finished))
     return finished
-
-
-def plan(store: Store | None, data: Any, columns: Mapping[str, EncoderLike]) -> Plan:
-    """What ``run`` would do on this store, or on an empty one. Writes nothing; encodes a sample of at most 64 payloads to time it."""
-    dataset = _open(data, columns)
-    opened = {
-        column: store.open_encoder(encoder) if store else open_encoder(encoder) for column, encoder in columns.items()
-    }
-    rows = hits = missing = skipped = 0
-    lacking: dict[Fingerprint, set[Key]] = {}
-    samples: dict[Fingerprint, list[bytes]] = {}
-    for batch in dataset.batches(list(opened)):
-        for column, encoder in opened.items():
-            identity = fingerprint(encoder.spec)
-            cells = datasets.payloads(batch, column, rows)
-            names = keys(identity, cells.payloads)
-            missing += int((cells.reasons == MISSING).sum())
-            skipped += int((cells.reasons == SKIPPED).sum())
-            found = store.index.lookup(names).shards >= 0 if store else np.zeros(len(names), np.bool_)
-            hits += int(found.sum())
-            unknown, sample = lacking.setdefault(identity, set()), samples.setdefault(identity, [])
-            for key, payload, known in zip(names, cells.payloads, found.tolist(), strict=True):
-                if key is not None and payload is not None and not known and key not in unknown:
-                    unknown.add(key)
-                    # the first rows of a file are often alike: keep a sample spread over powers of two
-                    if len(sample) < _SAMPLE or len(unknown) & (len(unknown) - 1) == 0:
-                        sample.append(payload)
-        rows += batch.num_rows
-    to_encode = sum(len(unknown) for unknown in lacking.values())
-    duplicates = rows * len(opened) - hits - to_encode - missing - skipped
-    by_identity = {fingerprint(encoder.spec): encoder for encoder in opened.values()}
-    seconds, nbytes = 0.0, 0
-    for identity, unknown in lacking.items():
-        encoder = by_identity[identity]
-        nbytes += len(unknown) * (encoder.dim * stored_dtype(encoder.spec).itemsize + SIZE + 8)
-        if unknown:
-            seconds += len(unknown) * _seconds_each(encoder, samples[identity][-_SAMPLE:])
-    return Plan(Counts(rows, to_encode, hits, duplicates, missing, skipped), seconds if to_encode else None, nbytes)
 
 
 def default_name(dataset: Dataset) -> str | None:
@@ -291,19 +240,13 @@ class _Running:
             self.progress(Progress(self.rows, self.dataset.rows, encoded, self.hits, time.monotonic() - self.began))
 
 
-def _open(data: Any, columns: Mapping[str, EncoderLike]) -> Dataset:
+def open_columns(data: Any, columns: Mapping[str, EncoderLike]) -> Dataset:
+    """The dataset, which has those columns."""
     if not columns:
         raise UsageError("A build needs at least one column with an encoder.")
     dataset = datasets.open_dataset(data)
     dataset.require(columns)
     return dataset
-
-
-def _seconds_each(encoder: Encoder, sample: Sequence[bytes]) -> float:
-    encoder.encode(sample[:1])  # loads the weights
-    began = time.monotonic()
-    encoder.encode(sample)
-    return (time.monotonic() - began) / len(sample)
 
 
 def _status(dataset: Dataset) -> tuple[int, ...] | None:

@@ -174,7 +174,7 @@ class Store:
             )
 
     def vectors(self, source: Manifest | str, column: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Vectors (rows, dim) of a cached column in dataset order, zeros where a row has none, and the mask (rows,) of those that have.
+        """Vectors (rows, dim) of a cached column in dataset order, zeros where a row has none, and the mask (rows,) of rows that have one.
 
         Raises MissingVector naming the first row whose vector the store does not hold.
         """

@@ -13,7 +13,8 @@ from cachestore.errors import StoreNotFound, UsageError
 from cli import options, output
 
 if TYPE_CHECKING:
-    from cachestore.build import Build, Plan
+    from cachestore.build import Build
+    from cachestore.plan import Plan
     from trainer.schema import Config
 
 
@@ -145,7 +146,7 @@ def _encoder(text: str) -> Any:
 
 
 def _plan(store: Path | None, data: Path, columns: Mapping[str, Any]) -> Plan:
-    from cachestore.build import plan
+    from cachestore.plan import plan
 
     try:
         opened = cachestore.open_store(store, mode="r")

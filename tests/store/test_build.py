@@ -11,10 +11,11 @@ import pytest
 
 import cachestore
 from cachestore import open_store
-from cachestore.build import plan, run
+from cachestore.build import run
 from cachestore.errors import ColumnNotFound, DataError, EncoderError, UsageError
 from cachestore.fill import Limits
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
+from cachestore.plan import plan
 from tests.store.counting import CountingEncoder
 
 
