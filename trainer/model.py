@@ -29,6 +29,7 @@ class Embedding(nn.Module):
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()
         self.table = nn.Embedding(classes, dim)
+        nn.init.normal_(self.table.weight, std=dim**-0.5)  # about length 1, as sentence vectors have
 
     def forward(self, index: Tensor) -> Tensor:
         vector: Tensor = self.table(index)
@@ -74,19 +75,18 @@ class Model(nn.Module):
         """The decoder of output feature ``name``."""
         return cast("DecoderModule", self.decoders[_key(name)])
 
-    def combine(self, batch: Batch) -> Tensor:
-        """The combined vector, (rows, dim)."""
+    def encode(self, batch: Batch) -> dict[str, Tensor]:
+        """The vector (rows, dim) of every input, with its indicator."""
         vectors: dict[str, Tensor] = {}
         for name, encoder in zip(self.inputs, self.encoders.values(), strict=True):
             vector = encoder(batch.inputs[name])
             if name in self.missing:
                 vector = torch.cat([vector, batch.missing[name]], dim=1)
             vectors[name] = vector
-        combined: Tensor = self.combiner(vectors)
-        return combined
+        return vectors
 
     def forward(self, batch: Batch) -> Output:
-        combined = self.combine(batch)
+        combined = self.combiner(self.encode(batch))
         scores: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         total: Tensor | None = None

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.optim import Adam, Optimizer, Sgd, learning_rate_at
+from trainer.optim import Adam, Optimizer, Sgd, auto_learning_rate, learning_rate_at
 
 STEPS = 60
 
@@ -44,7 +45,7 @@ def step_of(optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
 
 
 CASES: list[tuple[str, Callable[[Any], Optimizer], Callable[[Any], torch.optim.Optimizer]]] = [
-    ("adam", lambda p: Adam(p), lambda p: torch.optim.Adam(p, fused=True)),
+    ("adam", Adam, lambda p: torch.optim.Adam(p, fused=True)),
     (
         "adam with everything set",
         lambda p: Adam(p, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, amsgrad=True),
@@ -55,7 +56,7 @@ CASES: list[tuple[str, Callable[[Any], Optimizer], Callable[[Any], torch.optim.O
         lambda p: Adam(p, weight_decay=0.1, decoupled=True),
         lambda p: torch.optim.AdamW(p, weight_decay=0.1, fused=True),
     ),
-    ("sgd", lambda p: Sgd(p), lambda p: torch.optim.SGD(p, lr=0.1, fused=True)),
+    ("sgd", Sgd, lambda p: torch.optim.SGD(p, lr=0.1, fused=True)),
     (
         "sgd with momentum",
         lambda p: Sgd(p, momentum=0.9, weight_decay=0.01, nesterov=True),
@@ -130,7 +131,7 @@ def test_cosine_decay_is_half_a_period() -> None:
     found = [learning_rate_at(step, 8, 2.0, decay="cosine") for step in range(8)]
     assert found[0] == 2.0
     assert found[4] == pytest.approx(1.0)
-    assert all(later < earlier for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(found))
     assert 0 < found[-1] < 0.1
 
 
@@ -140,3 +141,11 @@ def test_without_warm_up_or_decay_the_rate_is_constant() -> None:
 
 def test_a_run_that_is_all_warm_up_never_decays() -> None:
     assert learning_rate_at(3, 4, 1.0, warmup_fraction=1.0, decay="linear") == pytest.approx(0.75)
+
+
+def test_the_auto_rate_falls_with_the_magnitude_of_the_inputs_and_with_depth() -> None:
+    assert auto_learning_rate(15.5, hidden=False) == pytest.approx(0.0097, rel=0.01)
+    assert auto_learning_rate(310.0, hidden=False) == pytest.approx(0.0097 / 20, rel=0.01)
+    assert auto_learning_rate(15.5, hidden=True) < auto_learning_rate(15.5, hidden=False)
+    assert auto_learning_rate(0.0, hidden=False) == 3e-2
+    assert auto_learning_rate(1e9, hidden=True) == 1e-4

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from cachestore.errors import ConfigError
+from trainer.batches import Batch
+from trainer.combiners import ConcatCombiner
+from trainer.decoders import (
+    BinaryRegressor,
+    BinaryWeightedCrossEntropy,
+    CategoryClassifier,
+    Huber,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    NumberRegressor,
+    SoftmaxCrossEntropy,
+)
+from trainer.layers import FcLayerSettings
+from trainer.metrics import DIRECTIONS
+from trainer.model import Embedding, Model, OneHot
+
+
+def test_every_input_reaches_the_combiner_in_order_with_its_indicator() -> None:
+    combiner = ConcatCombiner().build({"text": 4, "plan": 3, "wait": 1})
+    model = Model({"text": nn.Identity(), "plan": OneHot(3), "wait": nn.Identity()}, {"text"}, combiner, {}, {})
+    batch = Batch(
+        2,
+        {
+            "text": torch.tensor([[1.0, 2, 3], [0, 0, 0]]),
+            "plan": torch.tensor([2, 0]),
+            "wait": torch.tensor([[5.0], [6]]),
+        },
+        {"text": torch.tensor([[0.0], [1]])},
+        {},
+    )
+    vectors = model.encode(batch)
+    assert combiner(vectors).tolist() == [[1, 2, 3, 0, 0, 0, 1, 5], [0, 0, 0, 1, 1, 0, 0, 6]]
+
+
+@pytest.mark.parametrize("name", ["type", "keys", "training", "a.b", "50%", "Recommended IND", ""])
+def test_a_feature_may_have_any_name(name: str) -> None:
+    decoder = NumberRegressor().build(2, MeanSquaredError(), None)
+    model = Model({name: nn.Linear(2, 2)}, (), ConcatCombiner().build({name: 2}), {name: decoder}, {name: 1.0})
+    output = model(Batch(3, {name: torch.ones(3, 2)}, {}, {name: torch.zeros(3)}))
+    assert output.scores[name].shape == (3,)
+    assert model.decoder(name) is decoder
+
+
+def test_names_that_differ_keep_different_modules() -> None:
+    names = ("a.b", "a%2Eb", "a%b")
+    model = Model({name: nn.Linear(1, 1) for name in names}, (), nn.Identity(), {}, {})
+    assert len(model.encoders) == 3
+
+
+def test_a_category_embedding_starts_at_about_length_one() -> None:
+    torch.manual_seed(0)
+    lengths = Embedding(200, 50)(torch.arange(200)).norm(dim=1)
+    assert lengths.mean().item() == pytest.approx(1, abs=0.1)
+
+
+def kinds_of(stack: nn.Module) -> list[str]:
+    return [type(module).__name__ for module in stack.modules() if not list(module.children())]
+
+
+def test_concat_alone_adds_no_layer() -> None:
+    combiner = ConcatCombiner().build({"a": 3, "b": 2})
+    assert combiner.dim == 5
+    assert not list(combiner.parameters())
+
+
+def test_concat_layers_are_linear_norm_activation_dropout() -> None:
+    settings = ConcatCombiner(num_fc_layers=2, output_size=7, activation="tanh", dropout=0.1, norm="layer")
+    combiner = settings.build({"a": 3})
+    assert combiner.dim == 7
+    assert kinds_of(combiner) == ["Linear", "LayerNorm", "Tanh", "Dropout"] * 2
+
+
+def test_fc_layers_take_what_they_leave_out_from_the_combiner() -> None:
+    settings = ConcatCombiner(
+        activation="gelu",
+        norm="batch",
+        fc_layers=(FcLayerSettings(output_size=9), FcLayerSettings(activation="elu", dropout=0.2)),
+        output_size=4,
+        num_fc_layers=7,
+    )
+    combiner = settings.build({"a": 3})
+    assert kinds_of(combiner) == ["Linear", "BatchNorm1d", "GELU", "Linear", "BatchNorm1d", "ELU", "Dropout"]
+    assert [module.out_features for module in combiner.modules() if isinstance(module, nn.Linear)] == [9, 4]
+
+
+def test_a_dropout_of_one_is_refused() -> None:
+    with pytest.raises(ValidationError, match="dropout"):
+        ConcatCombiner(dropout=1.0)
+
+
+def test_decoder_layers_stand_before_the_scores() -> None:
+    settings = CategoryClassifier(num_fc_layers=1, fc_output_size=5, fc_dropout=0.1, fc_norm="layer")
+    decoder = settings.build(3, ("x", "y"), SoftmaxCrossEntropy(), top_k=3, where="kind")
+    assert kinds_of(decoder) == ["Linear", "LayerNorm", "ReLU", "Dropout", "Linear"]
+    assert decoder(torch.zeros(2, 3)).shape == (2, 2)
+
+
+def test_class_weights_are_those_of_torch_and_names_are_checked() -> None:
+    scores, targets = torch.randn(20, 3), torch.randint(3, (20,))
+    loss = SoftmaxCrossEntropy(class_weights={"b": 3.0})
+    decoder = CategoryClassifier().build(4, ("a", "b", "c"), loss, top_k=1, where="kind")
+    expected = nn.functional.cross_entropy(scores, targets, weight=torch.tensor([1.0, 3, 1]))
+    assert torch.equal(decoder.loss(scores, targets), expected)
+    wrong = SoftmaxCrossEntropy(class_weights={"billng": 3.0})
+    with pytest.raises(ConfigError, match=r"kind\.loss\.class_weights\.billng: .*did you mean 'billing'"):
+        CategoryClassifier().build(4, ("billing", "c"), wrong, top_k=1, where="kind")
+
+
+def test_positive_class_weight_multiplies_the_loss_of_true_rows() -> None:
+    build = BinaryRegressor().build
+    plain = build(2, BinaryWeightedCrossEntropy(), 0.5)
+    weighted = build(2, BinaryWeightedCrossEntropy(positive_class_weight=3.0), 0.5)
+    scores = torch.tensor([0.3, -1.0])
+    for target, factor in ((1.0, 3.0), (0.0, 1.0)):
+        targets = torch.full((2,), target)
+        assert weighted.loss(scores, targets).item() == pytest.approx(factor * plain.loss(scores, targets).item())
+
+
+def test_the_threshold_decides_what_is_predicted_true() -> None:
+    decoder = BinaryRegressor().build(2, BinaryWeightedCrossEntropy(), threshold=0.8)
+    observed = decoder.observe(torch.tensor([2.0, 1.0, 0.0]), torch.ones(3))  # 0.88, 0.73, 0.5
+    assert decoder.metrics(observed)["recall"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(MeanSquaredError(), 5.0), (MeanAbsoluteError(), 2.0), (Huber(delta=2.0), 2.25)]
+)
+def test_number_losses(loss: MeanSquaredError | MeanAbsoluteError | Huber, expected: float) -> None:
+    decoder = NumberRegressor().build(2, loss, None)
+    assert decoder.loss(torch.tensor([1.0, 3.0]), torch.zeros(2)).item() == expected
+
+
+def test_normalised_targets_are_measured_and_predicted_in_their_own_units() -> None:
+    decoder = NumberRegressor().build(2, MeanSquaredError(), restore=lambda values: values * 10 + 5)
+    scores, targets = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])
+    assert decoder.loss(scores, targets).item() == 0.5
+    assert decoder.metrics(decoder.observe(scores, targets))["mean_absolute_error"] == 5.0
+    assert decoder.predict(scores).tolist() == [15.0, 25.0]
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        CategoryClassifier().build(4, ("a", "b"), SoftmaxCrossEntropy(), top_k=1, where="x"),
+        BinaryRegressor().build(4, BinaryWeightedCrossEntropy(), 0.5),
+        NumberRegressor().build(4, MeanSquaredError(), None),
+    ],
+    ids=lambda decoder: type(decoder).__name__,
+)
+def test_every_decoder_keeps_the_interface(decoder: nn.Module) -> None:
+    rows = 6
+    scores = decoder(torch.randn(rows, 4))
+    targets = torch.arange(rows) % 2
+    if decoder.default_metric != "accuracy":
+        targets = targets.float()  # type: ignore[assignment]
+    loss = decoder.loss(scores, targets)  # type: ignore[operator]
+    assert loss.shape == ()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in decoder.parameters())
+    observed = decoder.observe(scores.detach(), targets)  # type: ignore[operator]
+    assert all(tensor.shape == (rows,) for tensor in observed.values())
+    metrics = decoder.metrics(observed)  # type: ignore[operator]
+    assert {"loss", *metrics} == set(decoder.metric_names)  # type: ignore[arg-type]
+    assert decoder.default_metric in metrics
+    assert set(decoder.metric_names) <= DIRECTIONS.keys()  # type: ignore[arg-type]
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert len(decoder.predict(scores.detach())) == rows  # type: ignore[operator]
