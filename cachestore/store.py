@@ -187,8 +187,8 @@ class Store:
         if len(lost):
             row = int(np.flatnonzero(mask)[lost[0]])
             raise MissingVector(
-                f"{len(lost)} of {source.rows} rows of column {column!r} have no vector in the store at {self.root}, the first is row {row}. "
-                "Build the data set again to encode them."
+                f"{len(lost)} of {source.rows} rows of column {column!r} have no vector in the store at {self.root}, "
+                f"the first is row {row}. Build the data set again to encode them."
             )
         out = np.zeros((source.rows, described.dim), shard.stored_dtype(described.spec))
         if mask.all():
