@@ -41,7 +41,7 @@ def check_columns(inputs: Sequence[Entry], outputs: Sequence[Entry], found: list
 
 
 def choose_validation(trainer: TrainerConfig, outputs: Sequence[Entry], found: list[str]) -> TrainerConfig:
-    """The trainer section, ``validation_field`` set where only one output has the ``validation_metric``: Ludwig's rule."""
+    """The trainer section; ``validation_field`` is set where one output alone has the metric, as in Ludwig."""
     field, metric = trainer.validation_field, trainer.validation_metric
     names = [entry.name for entry in outputs if entry.name is not None]
     if field is not None and field not in names:

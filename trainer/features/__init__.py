@@ -1,0 +1,106 @@
+"""Features of a table: cells → arrays. What a type learns from the training rows is its state, plain enough for JSON.
+
+Text does not pass here: its vectors come from the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.feature_schema import BinaryInput, BinaryOutput, CategoryInput, CategoryOutput, NumberInput, NumberOutput
+from trainer.features import binary, category, number
+from trainer.features.binary import FittedBinary
+from trainer.features.category import FittedCategory
+from trainer.features.cells import Column as ArrowColumn
+from trainer.features.number import FittedNumber
+
+__all__ = [
+    "Column",
+    "Fitted",
+    "FittedBinary",
+    "FittedCategory",
+    "FittedNumber",
+    "fit_input",
+    "fit_output",
+    "fitted_from_json",
+    "transform_input",
+    "transform_output",
+]
+
+Fitted: TypeAlias = FittedNumber | FittedCategory | FittedBinary
+TableInput: TypeAlias = NumberInput | CategoryInput | BinaryInput
+Output: TypeAlias = CategoryOutput | BinaryOutput | NumberOutput
+
+
+@dataclass(frozen=True)
+class Column:
+    """``values`` (rows,): int64 places of a category, float32 numbers, float32 0 and 1; ``keep`` (rows,): not to drop."""
+
+    values: NDArray[Any]
+    keep: NDArray[np.bool_]
+
+
+def fit_input(feature: TableInput, cells: ArrowColumn, train: NDArray[np.bool_], where: str) -> Fitted:
+    """What ``feature`` learns from the rows that ``train`` (rows,) marks; ``where`` names the data in messages.
+
+    Raises DataError naming column and row when a cell is not what the feature's type takes.
+    """
+    match feature:
+        case NumberInput():
+            return number.fit(feature, cells, train, where, target=False)
+        case CategoryInput():
+            return category.fit_input(feature, cells, train, where)
+        case BinaryInput():
+            return binary.fit(feature, cells, train, where, target=False)
+
+
+def transform_input(feature: TableInput, state: Fitted, cells: ArrowColumn, where: str) -> Column:
+    """Every row as the model takes it. Raises DataError as ``fit_input`` does."""
+    match feature, state:
+        case NumberInput(), FittedNumber():
+            return Column(*number.transform(feature, state, cells, where))
+        case CategoryInput(), FittedCategory():
+            return Column(*category.transform_input(feature, state, cells, where))
+        case BinaryInput(), FittedBinary():
+            return Column(*binary.transform(feature, state, cells, where))
+    raise TypeError(f"the state of {feature.name!r} is a {type(state).__name__}, which is no {feature.type}'s")
+
+
+def fit_output(feature: Output, cells: ArrowColumn, train: NDArray[np.bool_], where: str) -> Fitted:
+    """What ``feature`` learns from the training rows. Raises DataError where they hold nothing to learn."""
+    match feature:
+        case NumberOutput():
+            return number.fit(feature, cells, train, where, target=True)
+        case CategoryOutput():
+            return category.fit_output(feature, cells, train, where)
+        case BinaryOutput():
+            return binary.fit(feature, cells, train, where, target=True)
+
+
+def transform_output(feature: Output, state: Fitted, cells: ArrowColumn, where: str) -> Column:
+    """Every row's target. Raises DataError as ``fit_output`` does, and for a class that no training row has."""
+    match feature, state:
+        case NumberOutput(), FittedNumber():
+            return Column(*number.transform(feature, state, cells, where))
+        case CategoryOutput(), FittedCategory():
+            return Column(*category.transform_output(feature, state, cells, where))
+        case BinaryOutput(), FittedBinary():
+            return Column(*binary.transform(feature, state, cells, where))
+    raise TypeError(f"the state of {feature.name!r} is a {type(state).__name__}, which is no {feature.type}'s")
+
+
+def fitted_from_json(value: Mapping[str, Any]) -> Fitted:
+    """The state that ``to_json`` wrote."""
+    match value["type"]:
+        case "number":
+            return FittedNumber.from_json(value)
+        case "category":
+            return FittedCategory.from_json(value)
+        case "binary":
+            return FittedBinary.from_json(value)
+    raise ValueError(f"{value['type']!r} is no type of a fitted feature")

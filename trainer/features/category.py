@@ -1,0 +1,128 @@
+"""Categories: the text form of a cell → its place in a vocabulary made from the training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cachestore.errors import DataError, nearest
+from trainer.feature_schema import CategoryInput, CategoryOutput
+from trainer.features import cells as c
+from trainer.features.filling import fill
+
+UNKNOWN: Final = "<UNK>"
+_SHOWN: Final = 10
+
+
+@final
+@dataclass(frozen=True)
+class FittedCategory:
+    """``vocabulary`` by frequency, then by code point; an input's begins with ``<UNK>``, an output's are its classes."""
+
+    vocabulary: tuple[str, ...]
+    fill: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {"type": "category", "vocabulary": list(self.vocabulary), "fill": self.fill}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FittedCategory:
+        """What ``to_json`` gave."""
+        return cls(tuple(value["vocabulary"]), value["fill"])
+
+
+def fit_input(feature: CategoryInput, cells: c.Column, train: NDArray[np.bool_], where: str) -> FittedCategory:
+    """Vocabulary of the ``most_common`` values in the training rows, a constant fill counted as a value."""
+    preprocessing = feature.preprocessing
+    strategy = preprocessing.missing_value_strategy
+    text = _texts(feature, cells, where)
+    counts = _counts(text, train, strategy, _constant(feature), preprocessing.most_common + 1)  # one may be <UNK>
+    known = [value for value, _ in counts if value != UNKNOWN][: preprocessing.most_common]
+    vocabulary = (UNKNOWN, *known)
+    if strategy in ("fill_with_mode", "bfill", "ffill") and not known:
+        raise DataError(
+            f"{where}, column {feature.column!r} has no value in any training row to fill missing ones with"
+        )
+    match strategy:
+        case "fill_with_const":
+            constant = _constant(feature)
+            stand_in = vocabulary.index(constant) if constant in vocabulary else 0
+        case "drop_row":
+            return FittedCategory(vocabulary, None)
+        case _:
+            stand_in = 1
+    return FittedCategory(vocabulary, stand_in)
+
+
+def transform_input(
+    feature: CategoryInput, state: FittedCategory, cells: c.Column, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Places in the vocabulary (rows,), 0 for a value it does not hold, and a mask of the rows to keep."""
+    text = _texts(feature, cells, where)
+    places = np.maximum(c.indices(text, state.vocabulary), 0)
+    return fill(places, c.valid(text), feature.preprocessing.missing_value_strategy, state.fill)
+
+
+def fit_output(feature: CategoryOutput, cells: c.Column, train: NDArray[np.bool_], where: str) -> FittedCategory:
+    """The classes of the training rows. Raises DataError when there are fewer than two."""
+    preprocessing = feature.preprocessing
+    strategy, constant = preprocessing.missing_value_strategy, preprocessing.fill_value
+    counts = _counts(c.texts(cells, where, feature.column), train, strategy, constant)
+    classes = tuple(text for text, _ in counts)
+    if len(classes) < 2:
+        held = f"only the class {classes[0]!r}" if classes else "no class"
+        raise DataError(
+            f"{where}, column {feature.column!r} has {held} in the training rows; a category output needs two"
+        )
+    if strategy == "drop_row":
+        return FittedCategory(classes, None)
+    if strategy == "fill_with_const":
+        return FittedCategory(classes, classes.index(constant) if constant in classes else None)
+    return FittedCategory(classes, 0)
+
+
+def transform_output(
+    feature: CategoryOutput, state: FittedCategory, cells: c.Column, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Class indices (rows,) and a mask of the rows to keep. Raises DataError at the first class not seen in training."""
+    preprocessing = feature.preprocessing
+    text = c.texts(cells, where, feature.column)
+    present = c.valid(text)
+    places = c.indices(text, state.vocabulary)
+    unseen = (places < 0) & present
+    if unseen.any():
+        row = int(unseen.argmax())
+        _refuse_class(feature, state, where, row, text[row].as_py())
+    if preprocessing.missing_value_strategy == "fill_with_const" and state.fill is None and not present.all():
+        _refuse_class(feature, state, where, int(present.argmin()), str(preprocessing.fill_value))
+    return fill(places, present, preprocessing.missing_value_strategy, state.fill)
+
+
+def _refuse_class(feature: CategoryOutput, state: FittedCategory, where: str, row: int, name: str) -> None:
+    classes = ", ".join(map(repr, state.vocabulary[:_SHOWN])) + (", …" if len(state.vocabulary) > _SHOWN else "")
+    why = f"the class {c.shown(name)} is in no training row{nearest(name, state.vocabulary)}"
+    c.refuse(where, feature.column, row, f"{why}. The model knows {classes}")
+
+
+def _constant(feature: CategoryInput) -> str:
+    constant = feature.preprocessing.fill_value
+    return constant.lower() if feature.preprocessing.lowercase and constant != UNKNOWN else constant
+
+
+def _texts(feature: CategoryInput, cells: c.Column, where: str) -> pa.StringArray:
+    text = c.texts(cells, where, feature.column)
+    return pc.utf8_lower(text) if feature.preprocessing.lowercase else text
+
+
+def _counts(
+    text: pa.StringArray, train: NDArray[np.bool_], strategy: str, constant: str | None, most: int | None = None
+) -> list[tuple[str, int]]:
+    seen = text.filter(c.where_true(train))
+    return c.counted(pc.fill_null(seen, constant) if strategy == "fill_with_const" else seen, most)
