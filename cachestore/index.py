@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cachestore import files
 from cachestore.errors import DamageError, StoreError, StoreFormatError, StoreFull, StoreNotWritable, StoreWriteFailed
-from cachestore.keys import Fingerprint, Json, Key
+from cachestore.keys import SIZE, Fingerprint, Json, Key
 
 FORMAT = 1
 _FIRST_MAP_SIZE = 1 << 28  # grows by doubling; address space only, the file holds what is used
@@ -82,18 +82,18 @@ class Index:
 
     def lookup(self, keys: Sequence[Key | None]) -> Locations:
         """One location per key, in the order asked; a key that is None or unknown has shard -1."""
-        # sorted single gets walk the tree's pages in order: several times faster than getmulti or random order
-        wanted = sorted((key, at) for at, key in enumerate(keys) if key is not None)
+        asked = [key for key in keys if key is not None]
+        order = _tree_order(asked)
 
         def read(txn: lmdb.Transaction) -> bytes:
             get = txn.get
-            return b"".join([get(key, _NOWHERE) for key, _ in wanted])
+            return b"".join([get(asked[at], _NOWHERE) for at in order.tolist()])
 
         found = np.frombuffer(self._read(b"keys", read), "<u4").reshape(-1, 2)
+        places = np.flatnonzero([key is not None for key in keys])[order]
         shards, rows = np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.int64)
         known = found[:, 0] != 0xFFFFFFFF
-        places = np.fromiter((at for _, at in wanted), np.int64, count=len(wanted))[known]
-        shards[places], rows[places] = found[known, 0], found[known, 1]
+        shards[places[known]], rows[places[known]] = found[known, 0], found[known, 1]
         return Locations(shards, rows)
 
     def commit(
@@ -103,7 +103,7 @@ class Index:
 
         A key another shard already holds keeps its place. Committing a shard again changes nothing.
         """
-        rows = sorted((key, row) for row, key in enumerate(keys))
+        rows = _tree_order(keys).tolist()
         digest = bytes.fromhex(name)
 
         def write(txn: lmdb.Transaction, dbs: Mapping[bytes, Any]) -> int:
@@ -115,7 +115,7 @@ class Index:
             txn.put(_NUMBER.pack(number), _SHARD.pack(digest, fingerprint, len(keys), nbytes), db=dbs[b"shards"])
             txn.put(fingerprint, json.dumps(spec, sort_keys=True).encode(), db=dbs[b"specs"])
             txn.cursor(dbs[b"keys"]).putmulti(
-                [(key, _LOCATION.pack(number, row)) for key, row in rows], overwrite=False
+                [(keys[row], _LOCATION.pack(number, row)) for row in rows], overwrite=False
             )
             return number
 
@@ -216,6 +216,12 @@ def looks_torn(folder: Path) -> bool:
         return True
     last_page = max(struct.unpack_from("<QQ", meta, 136)[::-1] for meta in metas)[1]
     return bool(size < (last_page + 1) * page)
+
+
+def _tree_order(keys: Sequence[Key]) -> NDArray[np.int64]:
+    """Positions of keys in the order of the tree: gets and puts that walk its pages in order are several times faster."""
+    # the first eight bytes of a digest order it well enough
+    return np.argsort(np.frombuffer(b"".join(keys), ">u8")[:: SIZE // 8])
 
 
 def _acquire(folder: Path, readonly: bool) -> _Environment:
