@@ -1,0 +1,225 @@
+"""A dataset: a file or a table in memory, read as record batches of bounded size, and its cells as payloads.
+
+CSV and TSV need a header. An unquoted empty cell is null and ``""`` is an empty text; blank lines are passed over, also
+in a file of one column. JSON Lines: a key that a line lacks is null. Files are UTF-8.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from cachestore.errors import ColumnNotFound, DataError, nearest
+from cachestore.formats import open_file
+from cachestore.manifest import MISSING, PRESENT, SKIPPED
+from cachestore.tables import Reader, open_memory, reading
+
+MAX_CELL_BYTES = 16 << 20
+_SHOWN_COLUMNS = 30
+
+
+@dataclass(frozen=True)
+class SkippedCell:
+    """A cell that is there and cannot be used; ``row`` counts data rows from 0."""
+
+    row: int
+    column: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One column of one batch: a payload per row or None, uint8 reasons (rows,), and the skipped cells."""
+
+    payloads: list[bytes | None]
+    reasons: NDArray[np.uint8]
+    skipped: list[SkippedCell]
+
+
+@final
+class Dataset:
+    """Rows of named columns in a fixed order; made by ``open_dataset``."""
+
+    def __init__(self, label: str, path: Path | None, reader: Reader) -> None:
+        self.label = label
+        self.path = path
+        self.columns = reader.columns
+        self.rows = reader.rows
+        self.options = reader.options
+        self._reader = reader
+
+    def digest(self) -> str | None:
+        """xxh3_128 of the file's bytes in hexadecimal, None for a table in memory."""
+        if self.path is None:
+            return None
+        digest = xxhash.xxh3_128()
+        with reading(self.label), self.path.open("rb", buffering=0) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def require(self, columns: Iterable[str]) -> None:
+        """Raises ColumnNotFound for the first column that the data lacks, DataError for one it has twice."""
+        there = self.columns
+        for name in columns:
+            if name not in there and self._reader.all_columns:
+                there = self._reader.all_columns()
+            if name not in there:
+                shown = ", ".join(map(repr, there[:_SHOWN_COLUMNS])) + (", …" if len(there) > _SHOWN_COLUMNS else "")
+                hint = nearest(name, there)
+                if len(there) == 1 and (other := next((mark for mark in ";\t|" if mark in there[0]), None)):
+                    hint = f"; it seems to separate its columns by {other!r}, not by commas (tabs in a .tsv file)"
+                raise ColumnNotFound(f"{self.label} has no column {name!r}{hint}. Its columns: {shown}.")
+            if there.count(name) > 1:
+                raise DataError(f"{self.label} has {there.count(name)} columns named {name!r}. Rename all but one.")
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Exactly these columns in dataset order, at most 32,768 rows and about 64 MiB, or one larger row, at a time.
+
+        CSV, TSV and JSON Lines give string columns whose bytes may not be UTF-8: read them with ``payloads`` or
+        ``text_column``.
+        Raises ColumnNotFound, and DataError naming file and line for rows that cannot be read.
+        """
+        self.require(columns)
+        rows = 0
+        for batch in self._reader.read(columns):
+            rows += batch.num_rows
+            yield batch
+        if rows == 0:
+            raise DataError(f"{self.label} has no rows.")
+
+
+def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
+    """Opens a file by its suffix, or a table in memory (pyarrow, pandas, ``__arrow_c_stream__``, a mapping of lists).
+
+    Raises DataError when it cannot be read, has no rows, or repeats a column name. ``batches`` finds bad rows, later.
+    """
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    if path is not None:
+        label, reader = str(path), open_file(path)
+    else:
+        label, found = f"the {type(source).__name__}", open_memory(source)
+        if found is None:
+            held = type(source).__name__
+            raise DataError(f"Data cannot be read from {held}. Give a path, a table, or a mapping of columns to lists.")
+        reader = found
+    named = [name for name in reader.columns if name]  # spreadsheets leave several names empty
+    if len(set(named)) < len(named):
+        repeated = next(name for name in named if named.count(name) > 1)
+        raise DataError(f"{label} has {named.count(repeated)} columns named {repeated!r}. Rename all but one.")
+    if not reader.columns:
+        raise DataError(f"{label} has no columns.")
+    if reader.rows == 0:
+        raise DataError(f"{label} has no rows.")
+    return Dataset(label, path, reader)
+
+
+def payloads(batch: pa.RecordBatch, column: str, first_row: int) -> Cells:
+    """The bytes of a text column's cells as given: no normalisation, nothing stripped.
+
+    ``first_row`` is the dataset row of the batch's first.
+    Integers and booleans count as their text. Raises DataError for a column of another type.
+    """
+    array = _binary(batch.column(column), column)
+    present = _mask(array.is_valid())
+    cells: list[bytes | None] = array.to_pylist()
+    skipped: list[SkippedCell] = []
+    for row in np.flatnonzero((_lengths(array) > MAX_CELL_BYTES) & present).tolist():
+        size = len(cells[row] or b"") / (1 << 20)
+        why = f"is {size:.1f} MiB, over the limit of {MAX_CELL_BYTES >> 20} MiB"
+        skipped.append(SkippedCell(first_row + row, column, why))
+        cells[row] = None
+    if not _is_utf8(array):
+        for row, why in _invalid(cells):
+            skipped.append(SkippedCell(first_row + row, column, why))
+            cells[row] = None
+    reasons = np.where(present, np.uint8(PRESENT), np.uint8(MISSING))
+    reasons[[cell.row - first_row for cell in skipped]] = SKIPPED
+    return Cells(cells, reasons, sorted(skipped, key=lambda cell: cell.row))
+
+
+def text_column(array: pa.Array | pa.ChunkedArray, column: str = "text") -> tuple[pa.StringArray, NDArray[np.bool_]]:
+    """A column as strings, and a mask (rows,) of the cells that are not UTF-8, which are null among the strings.
+
+    Texts, bytes, integers and booleans are taken. Raises DataError, naming ``column``, for other types.
+    """
+    if isinstance(array, pa.ChunkedArray):
+        with reading(f"Column {column!r}"):
+            array = array.combine_chunks()
+    binary = _binary(array, column)
+    invalid = np.zeros(len(binary), dtype=np.bool_)
+    if not _is_utf8(binary):
+        rows = [row for row, _ in _invalid(binary.to_pylist())]
+        invalid[rows] = True
+        bits = pa.py_buffer(np.packbits(invalid, bitorder="little"))
+        flags = pa.Array.from_buffers(pa.bool_(), len(invalid), [None, bits])
+        binary = pc.if_else(flags, pa.nulls(len(invalid), binary.type), binary)
+    with reading(f"Column {column!r}"):
+        return binary.cast(pa.string()), invalid
+
+
+def _binary(array: pa.Array, column: str) -> pa.Array:
+    """The cells' bytes as a binary or large binary array."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        array = _binary(array.dictionary, column).take(array.indices)
+    elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+        array = array.cast(pa.string())
+    if pa.types.is_binary_view(array.type) or pa.types.is_string_view(array.type):
+        return array.cast(pa.large_binary())
+    if pa.types.is_large_string(array.type):
+        return array.view(pa.large_binary())
+    if pa.types.is_string(array.type):
+        return array.view(pa.binary())
+    if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+        return array
+    if pa.types.is_fixed_size_binary(array.type):
+        return array.cast(pa.binary())
+    raise DataError(f"Column {column!r} has type {kind}, not text. Name a text column, or write its values as text.")
+
+
+def _lengths(array: pa.Array) -> NDArray[np.int64]:
+    width = np.dtype(np.int64 if pa.types.is_large_binary(array.type) else np.int32)
+    buffer = array.buffers()[1]
+    if len(array) == 0 or buffer is None:
+        return np.zeros(len(array), dtype=np.int64)
+    offsets = np.frombuffer(buffer, dtype=width, count=len(array) + 1, offset=array.offset * width.itemsize)
+    return np.diff(offsets).astype(np.int64)
+
+
+def _mask(flags: pa.BooleanArray) -> NDArray[np.bool_]:
+    # not to_numpy: it imports pandas where that is installed, 0.3 s
+    values = flags.cast(pa.uint8())
+    if len(values) == 0:
+        return np.zeros(0, dtype=np.bool_)
+    mask: NDArray[np.bool_] = np.frombuffer(values.buffers()[1], np.uint8, len(values), values.offset).astype(np.bool_)
+    return mask
+
+
+def _is_utf8(array: pa.Array) -> bool:
+    try:
+        array.cast(pa.large_string() if pa.types.is_large_binary(array.type) else pa.string())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _invalid(cells: Sequence[bytes | None]) -> Iterator[tuple[int, str]]:
+    """(row, why) of the cells that are not UTF-8."""
+    for row, cell in enumerate(cells):
+        if cell is not None:
+            try:
+                cell.decode()
+            except UnicodeDecodeError as error:
+                yield row, f"is not UTF-8 at byte {error.start} (0x{cell[error.start]:02x})"
