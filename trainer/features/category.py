@@ -125,4 +125,4 @@ def _counts(
     text: pa.StringArray, train: NDArray[np.bool_], strategy: str, constant: str | None, most: int | None = None
 ) -> list[tuple[str, int]]:
     seen = text.filter(c.where_true(train))
-    return c.counted(pc.fill_null(seen, constant) if strategy == "fill_with_const" else seen, most)
+    return c.counted(c.filled(seen, constant) if strategy == "fill_with_const" and constant is not None else seen, most)

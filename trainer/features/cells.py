@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 import numpy as np
@@ -65,14 +66,14 @@ def texts(cells: Column, where: str, column: str) -> pa.StringArray:
         if invalid.any():
             refuse(where, column, int(invalid.argmax()), "is not UTF-8 text; save the file as UTF-8")
         array = pc.utf8_trim_whitespace(array)
-        return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
+        return _without(array, (values(pc.binary_length(array)) == 0) & valid(array))
     if pa.types.is_boolean(kind):
-        return pc.if_else(array, "True", "False")
+        return strings(["False", "True"]).take(array.cast(pa.uint8()))
     if pa.types.is_floating(kind):
         encoded = array.dictionary_encode()
         number = np.dtype(kind.to_pandas_dtype()).type  # 0.1 is 0.1 in float32 too
         written = [None if value is None else _written(number(value)) for value in encoded.dictionary.to_pylist()]
-        return pa.array(written, pa.string()).take(encoded.indices)
+        return strings(written).take(encoded.indices)
     if pa.types.is_nested(kind) or pa.types.is_duration(kind):
         raise DataError(f"{where}, column {column!r} has type {kind}; a category or binary feature needs plain values")
     return array.cast(pa.string())
@@ -82,7 +83,7 @@ def plain(cells: Column) -> pa.Array:
     """One array, with dictionaries decoded and extension types as what they store."""
     array = pa.concat_arrays(cells.chunks) if isinstance(cells, pa.ChunkedArray) and cells.num_chunks else cells
     if isinstance(array, pa.ChunkedArray):
-        array = pa.array([], array.type)
+        array = pa.nulls(0, array.type)
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     return array.dictionary.take(array.indices) if pa.types.is_dictionary(array.type) else array
@@ -100,11 +101,23 @@ def valid(array: pa.Array) -> NDArray[np.bool_]:
 
 
 def values(array: pa.Array) -> NDArray[Any]:
-    """A numeric array without nulls as numpy. Not ``to_numpy``: that imports pandas where it is installed, 0.3 s."""
+    """A numeric array as numpy, nulls as anything.
+
+    Neither ``to_numpy`` nor, elsewhere here, ``pa.array`` and ``pa.scalar``: they import pandas where it is, 0.3 s.
+    """
     dtype = np.dtype(array.type.to_pandas_dtype())
     if len(array) == 0:
         return np.zeros(0, dtype)
     return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
+
+
+def strings(texts: Sequence[str | None]) -> pa.StringArray:
+    """Texts for Arrow."""
+    encoded = [(text or "").encode() for text in texts]
+    offsets = np.zeros(len(encoded) + 1, np.int32)
+    np.cumsum([len(text) for text in encoded], out=offsets[1:])
+    there = pa.py_buffer(np.packbits([text is not None for text in texts], bitorder="little"))
+    return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)), there)
 
 
 def where_true(mask: NDArray[np.bool_]) -> pa.BooleanArray:
@@ -115,8 +128,13 @@ def where_true(mask: NDArray[np.bool_]) -> pa.BooleanArray:
 
 def indices(array: pa.StringArray, vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
     """(rows,) the place of each text in ``vocabulary``, -1 for null and for texts not in it."""
-    found = pc.index_in(array, value_set=pa.array(vocabulary, pa.string()), skip_nulls=True)
-    return values(pc.fill_null(found, -1)).astype(np.int64)
+    found = pc.index_in(array, value_set=strings(vocabulary), skip_nulls=True)
+    return np.where(valid(found), values(found), -1).astype(np.int64)
+
+
+def filled(array: pa.StringArray, text: str) -> pa.StringArray:
+    """``text`` for every null."""
+    return pc.fill_null(array, strings([text])[0])
 
 
 def as_bytes(array: pa.StringArray) -> list[bytes | None]:
@@ -139,20 +157,29 @@ def _written(value: np.floating[Any]) -> str | None:
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else str(value)
 
 
+def _without(array: pa.StringArray, mask: NDArray[np.bool_]) -> pa.StringArray:
+    """Null where ``mask`` (rows,) is True."""
+    return pc.if_else(where_true(~mask), array, pa.nulls(len(array), array.type)) if mask.any() else array
+
+
+def _true(array: pa.BooleanArray) -> NDArray[np.bool_]:
+    return values(array.cast(pa.uint8())).astype(np.bool_) & valid(array)
+
+
 def _floats(array: pa.Array) -> NDArray[np.float64]:
-    return values(pc.fill_null(array.cast(pa.float64(), safe=False), np.nan))
+    floats = (
+        pa.nulls(len(array), pa.float64()) if pa.types.is_null(array.type) else array.cast(pa.float64(), safe=False)
+    )
+    return np.where(valid(floats), values(floats), np.nan)
 
 
 def _parsed(array: pa.StringArray, where: str, column: str) -> NDArray[np.float64]:
-    is_number = pc.match_substring_regex(array, NUMBER)
-    others = pc.filter(array, pc.invert(is_number))  # null stays null and is dropped by filter
-    if len(others):
-        missing = pc.is_in(pc.utf8_lower(array), value_set=pa.array(MISSING_NUMBERS))
-        wrong = pc.and_(pc.invert(pc.fill_null(is_number, True)), pc.invert(missing))
-        row = pc.index(wrong, True).as_py()
-        if row >= 0:
-            refuse(
-                where, column, row, f"{shown(array[row].as_py())} is not a number; correct it, or empty it if missing"
-            )
-        array = pc.if_else(is_number, array, pa.scalar(None, pa.string()))
+    other = valid(array) & ~_true(pc.match_substring_regex(array, NUMBER))
+    if other.any():
+        wrong = other & ~_true(pc.is_in(pc.utf8_lower(array), value_set=strings(MISSING_NUMBERS)))
+        if wrong.any():
+            row = int(wrong.argmax())
+            why = "is not a number; correct it, or empty it if missing"
+            refuse(where, column, row, f"{shown(array[row].as_py())} {why}")
+        array = _without(array, other)
     return _floats(array.cast(pa.float64()))
