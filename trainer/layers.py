@@ -80,9 +80,8 @@ class FullyConnected(nn.Module):
             if layer.dropout > 0:
                 modules.append(nn.Dropout(layer.dropout))
         self.dim = dim
-        self.modules_in_order = nn.ModuleList(modules)
+        self.layers = nn.Sequential(*modules)
 
     def forward(self, vector: Tensor) -> Tensor:
-        for module in self.modules_in_order:
-            vector = module(vector)
-        return vector
+        stacked: Tensor = self.layers(vector)
+        return stacked

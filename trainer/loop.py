@@ -92,7 +92,7 @@ def fit(
     flop = 6 * settings.batch_size * sum(parameter.numel() for parameter in optimizer.parameters)
     with (
         _threads(flop),
-        _seeded(settings.seed),
+        seeded(settings.seed),
     ):  # dropout draws from the global generator; the caller's is left as it was
         for epoch in range(1, settings.epochs + 1):
             epoch_began = time.perf_counter()
@@ -281,7 +281,8 @@ def _threads(flop: int) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """What the body draws from torch's global generators depends on ``seed`` alone, and their state is put back after it."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

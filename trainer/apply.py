@@ -1,0 +1,137 @@
+"""A run put to use: what it predicts of data, and how well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachestore.dataset import open_dataset
+from cachestore.errors import DataError
+from cachestore.store import Store
+from trainer import checkpoint, loop, rows
+from trainer.assemble import State, build_model, default_device
+from trainer.batches import CachedBatches
+from trainer.config import load_config
+from trainer.events import Clock, Listener
+from trainer.feature_schema import BinaryOutput, CategoryOutput, OutputFeature
+from trainer.features import FittedBinary, FittedCategory, fitted_from_json
+from trainer.model import Model
+from trainer.record import Evaluation, Predictions, Run
+from trainer.rows import Built, Columns, FittedText
+from trainer.schema import Config
+
+
+def evaluate(run: Run | str | Path, data: Any, store: Store, *, progress: Listener | None = None) -> Evaluation:
+    """Metrics of a run on data that has its output columns. Texts the store lacks are encoded and kept."""
+    use = _use(run, data, store, targets=True, progress=progress)
+    if use.batches.rows == 0:
+        raise DataError(f"{use.label} has no row to evaluate: {rows.reasons(use.columns.dropped())}.")
+    trainer = use.config.trainer
+    metrics = loop.evaluate(use.model, use.batches, trainer.eval_batch_size, trainer.use_mixed_precision)
+    return Evaluation(metrics, use.batches.rows, use.columns.dropped(), **use.counts())
+
+
+def predict(run: Run | str | Path, data: Any, store: Store, *, progress: Listener | None = None) -> Predictions:
+    """What a run predicts of data, which needs only its input columns. Texts the store lacks are encoded and kept."""
+    use = _use(run, data, store, targets=False, progress=progress)
+    predicted = use.columns.drop == ""
+    columns: dict[str, NDArray[Any]] = {}
+    if predicted.any():
+        trainer = use.config.trainer
+        found = loop.predict(use.model, use.batches, trainer.eval_batch_size, trainer.use_mixed_precision)
+    else:
+        found = {name: torch.zeros(0, *_width(use.states[name])) for name in use.model.outputs}
+    for output in use.config.output_features:
+        columns.update(_output_columns(output, use.states[output.name], found[output.name], predicted))
+    return Predictions(columns, predicted, use.columns.dropped(), **use.counts())
+
+
+@dataclass(frozen=True)
+class _Use:
+    """A run opened on data."""
+
+    config: Config
+    states: Mapping[str, State]
+    model: Model
+    label: str
+    columns: Columns
+    batches: CachedBatches
+    built: Built
+    clock: Clock
+
+    def counts(self) -> dict[str, Any]:
+        """What Evaluation and Predictions tell alike."""
+        built = self.built
+        return {
+            "skipped": built.skipped,
+            "encoded": built.encoded,
+            "hits": built.hits,
+            "seconds": self.clock.end(),
+            "skipped_cells": tuple(built.skipped_cells),
+        }
+
+
+def _use(run: Run | str | Path, data: Any, store: Store, *, targets: bool, progress: Listener | None) -> _Use:
+    path = run.path if isinstance(run, Run) else Path(run)
+    clock = Clock(progress)
+    clock.begin("read")
+    description = checkpoint.read_model(path)
+    config = load_config(description["config"])
+    states: dict[str, State] = {
+        name: FittedText.from_json(state) if state["type"] == "text" else fitted_from_json(state)
+        for name, state in description["features"].items()
+    }
+    model = build_model(config, states)
+    checkpoint.read_weights(path, model)
+    dataset = open_dataset(data)
+    cells = rows.read(config, dataset, targets=targets)
+    fitted = {name: state for name, state in states.items() if not isinstance(state, FittedText)}
+    columns = rows.transform(config, fitted, cells, dataset.label, targets=targets)
+    clock.begin("build")
+    texts = {name: state for name, state in states.items() if isinstance(state, FittedText)}
+    built = rows.build_texts(config, data, dataset, store, trained=texts, progress=clock.building(dataset.label))
+    clock.begin("gather")
+    joined = rows.join(config, columns, rows.gather(built, store), texts, dataset.label)
+    device = default_device()
+    batches = joined.select(np.ones(len(joined.drop), np.bool_)).to(device)
+    clock.begin("evaluate")
+    return _Use(config, states, model.to(device), dataset.label, joined, batches, built, clock)
+
+
+def _output_columns(
+    output: OutputFeature, state: State, found: Tensor, predicted: NDArray[np.bool_]
+) -> dict[str, NDArray[Any]]:
+    def whole(values: NDArray[Any]) -> NDArray[Any]:
+        empty = None if values.dtype == object else np.nan
+        filled = np.full(len(predicted), empty, values.dtype)
+        filled[predicted] = values
+        return filled
+
+    scores = found.numpy()
+    match output, state:
+        case CategoryOutput(), FittedCategory(vocabulary=classes):
+            chosen, probabilities = scores.argmax(axis=1), scores
+        case BinaryOutput(threshold=threshold), FittedBinary(labels=classes):
+            chosen = (scores >= np.float32(threshold)).astype(np.int64)
+            probabilities = np.stack([1 - scores, scores], axis=1)
+        case _:
+            return {f"{output.name}_predictions": whole(scores)}
+    return {
+        f"{output.name}_predictions": whole(np.array(classes, object)[chosen]),
+        f"{output.name}_probability": whole(probabilities[np.arange(len(chosen)), chosen]),
+        **{
+            f"{output.name}_probabilities_{label}": whole(probabilities[:, place])
+            for place, label in enumerate(classes)
+        },
+    }
+
+
+def _width(state: State) -> tuple[int, ...]:
+    return (len(state.vocabulary),) if isinstance(state, FittedCategory) else ()

@@ -1,0 +1,280 @@
+"""Data → tensors: the cells of a dataset, the vectors of its texts, and which rows can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cachestore.build import Build, Progress, default_name
+from cachestore.build import run as run_build
+from cachestore.dataset import Dataset, SkippedCell
+from cachestore.errors import DataError, EncoderError
+from cachestore.keys import Json, fingerprint
+from cachestore.manifest import MISSING, PRESENT, SKIPPED
+from cachestore.store import Store
+from trainer import features
+from trainer.batches import CachedBatches
+from trainer.feature_schema import TextInput
+from trainer.features import Fitted
+from trainer.features.cells import Column as ArrowColumn
+from trainer.features.read import read_columns
+from trainer.schema import Config
+
+
+@final
+@dataclass(frozen=True)
+class FittedText:
+    """What a text input is to the model. ``missing``: its training rows had missing cells, so it has an indicator."""
+
+    dim: int
+    missing: bool
+    spec: Mapping[str, Json]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        identity = fingerprint(self.spec).hex()
+        return {"type": "text", "dim": self.dim, "missing": self.missing, "fingerprint": identity, "spec": self.spec}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FittedText:
+        """What ``to_json`` gave."""
+        return cls(value["dim"], value["missing"], value["spec"])
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Every row of a dataset as arrays by feature name, and ``drop``: why a row cannot be used, "" where it can."""
+
+    inputs: Mapping[str, NDArray[Any]]
+    targets: Mapping[str, NDArray[Any]]
+    drop: NDArray[np.object_]
+    missing: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def select(self, rows: NDArray[np.bool_]) -> CachedBatches:
+        """The rows marked by ``rows`` that can be used, as contiguous tensors in dataset order."""
+        picked = rows & (self.drop == "")
+        groups = (self.inputs, self.targets, self.missing)
+        return CachedBatches(*({name: _tensor(values, picked) for name, values in group.items()} for group in groups))
+
+    def dropped(self, rows: NDArray[np.bool_] | None = None) -> dict[str, int]:
+        """How many rows are not used, by reason; a row with several counts for the first."""
+        drop = self.drop if rows is None else self.drop[rows]
+        reasons, counts = np.unique(drop[drop != ""].astype(str), return_counts=True)
+        return dict(zip(reasons.tolist(), counts.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors (rows, dim) of a text feature's cells, zeros where there is none, and why (rows,)."""
+
+    values: NDArray[Any]
+    reasons: NDArray[np.uint8]
+    spec: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Built:
+    """The builds of the text columns of one dataset, each with the features that it serves."""
+
+    groups: tuple[tuple[tuple[TextInput, ...], Build], ...] = ()
+
+    @property
+    def manifests(self) -> list[str]:
+        """Ids of the manifests, in the order of the features."""
+        return [build.manifest.id for _, build in self.groups]
+
+    @property
+    def encoded(self) -> int:
+        """Vectors computed and stored."""
+        return sum(build.counts.encoded for _, build in self.groups)
+
+    @property
+    def hits(self) -> int:
+        """Cells whose vector was stored before."""
+        return sum(build.counts.hits for _, build in self.groups)
+
+    @property
+    def skipped(self) -> int:
+        """Cells that cannot be encoded."""
+        return sum(build.counts.skipped for _, build in self.groups)
+
+    @property
+    def skipped_cells(self) -> list[SkippedCell]:
+        """The first of them."""
+        return [cell for _, build in self.groups for cell in build.skipped_cells]
+
+
+def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str] = ()) -> dict[str, ArrowColumn]:
+    """The cells of every column that does not go through the store. Raises ColumnNotFound before it reads."""
+    outputs = [feature.column for feature in config.output_features] if targets else []
+    dataset.require([*(feature.column for feature in config.input_features), *outputs, *extra])
+    tabular = [feature.column for feature in config.input_features if not isinstance(feature, TextInput)]
+    return read_columns(dataset, [*tabular, *outputs, *extra])
+
+
+def fit(config: Config, cells: Mapping[str, ArrowColumn], train: NDArray[np.bool_], where: str) -> dict[str, Fitted]:
+    """The state of every feature but the texts, learnt from the rows that ``train`` marks."""
+    states: dict[str, Fitted] = {}
+    for feature in config.input_features:
+        if not isinstance(feature, TextInput):
+            states[feature.name] = features.fit_input(feature, cells[feature.column], train, where)
+    for output in config.output_features:
+        states[output.name] = features.fit_output(output, cells[output.column], train, where)
+    return states
+
+
+def transform(
+    config: Config, states: Mapping[str, Fitted], cells: Mapping[str, ArrowColumn], where: str, *, targets: bool
+) -> Columns | None:
+    """Every row of the columns read; None when there are none, as when only texts are needed."""
+    inputs, outputs, drop = {}, {}, None
+    for feature in config.input_features:
+        if not isinstance(feature, TextInput):
+            column = features.transform_input(feature, states[feature.name], cells[feature.column], where)
+            narrow = feature.type != "category"
+            inputs[feature.name] = column.values[:, None] if narrow else column.values
+            drop = _mark(drop, ~column.keep, f"{feature.column}: missing")
+    for output in config.output_features if targets else ():
+        column = features.transform_output(output, states[output.name], cells[output.column], where)
+        outputs[output.name] = column.values
+        drop = _mark(drop, ~column.keep, f"{output.column}: missing")
+    return None if drop is None else Columns(inputs, outputs, drop)
+
+
+def build_texts(
+    config: Config,
+    data: Any,
+    dataset: Dataset,
+    store: Store,
+    *,
+    trained: Mapping[str, FittedText] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Built:
+    """Encode what the store lacks of the text columns.
+
+    With ``trained``, the texts of a run, raises EncoderError before encoding when an encoder is not the one of the run.
+    """
+    texts = [feature for feature in config.input_features if isinstance(feature, TextInput)]
+    if trained is not None:
+        texts = [_as_trained(feature, trained[feature.name], store) for feature in texts]
+    groups = []
+    for number, group in enumerate(_groups(texts)):
+        name = default_name(dataset)
+        if (
+            name is not None and number
+        ):  # a build has one encoder per column: others of a column get a name of their own
+            name = f"{name}-{number + 1}"
+        encoders = {feature.column: feature.encoder for feature in group}
+        groups.append((tuple(group), run_build(store, data, encoders, name=name, progress=progress)))
+    return Built(tuple(groups))
+
+
+def gather(built: Built, store: Store) -> dict[str, Vectors]:
+    """The vectors of every text feature. Raises MissingVector when the store lost one since it was built."""
+    vectors: dict[str, Vectors] = {}
+    for group, build in built.groups:
+        by_column: dict[str, Vectors] = {}
+        for feature in group:
+            if feature.column not in by_column:
+                values, _ = store.vectors(build.manifest, feature.column)
+                reasons = store.reasons(build.manifest, feature.column)
+                by_column[feature.column] = Vectors(values, reasons, build.manifest.column(feature.column).spec)
+            vectors[feature.name] = _filled(feature, by_column[feature.column], store)
+    return vectors
+
+
+def fit_texts(gathered: Mapping[str, Vectors], train: NDArray[np.bool_]) -> dict[str, FittedText]:
+    """The state of every text input: an indicator only where the rows that ``train`` marks have missing cells."""
+    return {
+        name: FittedText(vectors.values.shape[1], bool((vectors.reasons[train] == MISSING).any()), vectors.spec)
+        for name, vectors in gathered.items()
+    }
+
+
+def join(
+    config: Config,
+    columns: Columns | None,
+    gathered: Mapping[str, Vectors],
+    states: Mapping[str, FittedText],
+    where: str,
+) -> Columns:
+    """Columns and vectors row for row, with the indicators and the rows that texts make unusable."""
+    drop = None if columns is None else columns.drop
+    inputs = {} if columns is None else dict(columns.inputs)
+    missing: dict[str, NDArray[np.float32]] = {}
+    for feature in config.input_features:
+        if not isinstance(feature, TextInput):
+            continue
+        vectors = gathered[feature.name]
+        if drop is not None and len(drop) != len(vectors.values):
+            raise DataError(f"{where} changed while it was read. Run again; what was encoded is kept.")
+        inputs[feature.name] = vectors.values
+        drop = _mark(drop, vectors.reasons == SKIPPED, f"{feature.column}: skipped")
+        if feature.preprocessing.missing_value_strategy == "drop_row":
+            drop = _mark(drop, vectors.reasons == MISSING, f"{feature.column}: missing")
+        if states[feature.name].missing:
+            missing[feature.name] = (vectors.reasons == MISSING).astype(np.float32)[:, None]
+    assert drop is not None  # a config has at least one input
+    return Columns(inputs, {} if columns is None else columns.targets, drop, missing)
+
+
+def reasons(dropped: Mapping[str, int]) -> str:
+    """Why rows were dropped, for a message."""
+    return ", ".join(f"{count} rows for {reason}" for reason, count in dropped.items()) or "none"
+
+
+def _groups(texts: Sequence[TextInput]) -> list[list[TextInput]]:
+    """Features that one build can serve: no column twice with different encoders."""
+    groups: list[list[TextInput]] = []
+    for feature in texts:
+        for group in groups:
+            if all(other.column != feature.column or other.encoder == feature.encoder for other in group):
+                group.append(feature)
+                break
+        else:
+            groups.append([feature])
+    return groups
+
+
+def _filled(feature: TextInput, vectors: Vectors, store: Store) -> Vectors:
+    """With ``fill_with_const``, missing cells hold the vector of ``fill_value``."""
+    rows = vectors.reasons == MISSING
+    fill_value = feature.preprocessing.fill_value
+    if feature.preprocessing.missing_value_strategy != "fill_with_const" or fill_value is None or not rows.any():
+        return vectors
+    values = vectors.values.copy()  # another feature may share them
+    values[rows] = store.embed([fill_value], feature.encoder)[0]
+    return replace(vectors, values=values, reasons=np.where(rows, np.uint8(PRESENT), vectors.reasons))
+
+
+def _as_trained(feature: TextInput, trained: FittedText, store: Store) -> TextInput:
+    """The feature with ``precision: auto`` settled as in the run, its encoder checked to be that of the run."""
+    settled = feature
+    if "precision" in type(feature.encoder).model_fields:
+        encoder = feature.encoder.model_copy(update={"precision": trained.spec["precision"]})
+        settled = feature.model_copy(update={"encoder": encoder})
+    spec = store.open_encoder(settled.encoder).spec
+    if fingerprint(spec) != fingerprint(trained.spec):
+        changed = sorted(name for name in {*spec, *trained.spec} if spec.get(name) != trained.spec.get(name))
+        raise EncoderError(
+            f"The encoder of {feature.name!r} is not the one this run was trained with: {', '.join(changed)} changed. "
+            "Put the model files back, or train again."
+        )
+    return settled
+
+
+def _mark(drop: NDArray[np.object_] | None, rows: NDArray[np.bool_], reason: str) -> NDArray[np.object_]:
+    marked = np.full(len(rows), "", object) if drop is None else drop.copy()
+    marked[rows & (marked == "")] = reason
+    return marked
+
+
+def _tensor(values: NDArray[Any], rows: NDArray[np.bool_]) -> Tensor:
+    picked = values if rows.all() and values.flags.writeable else values[rows]
+    return torch.from_numpy(np.ascontiguousarray(picked))

@@ -1,0 +1,205 @@
+"""A run: from a config and data to a run directory. What the commands call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachestore.dataset import Dataset, open_dataset
+from cachestore.errors import DataError
+from cachestore.store import Store
+from trainer import checkpoint, loop, rows
+from trainer.apply import evaluate, predict
+from trainer.assemble import State, build_model, build_optimizer, default_device, fit_settings
+from trainer.batches import CachedBatches
+from trainer.config import load_config
+from trainer.events import Clock, Listener
+from trainer.loop import EpochDone, Metrics
+from trainer.record import Evaluation, Predictions, Run, open_run
+from trainer.rows import Built, Columns
+from trainer.schema import Config, RandomSplit
+from trainer.split import split
+
+__all__ = ["Evaluation", "Predictions", "Run", "evaluate", "open_run", "predict", "train"]
+
+SPLITS: Final = ("train", "validation", "test")
+_LEFT_OUT: Final = -1
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | Path,
+    data: Any,
+    store: Store,
+    *,
+    validation: Any = None,
+    test: Any = None,
+    output: str | Path | None = None,
+    progress: Listener | None = None,
+) -> Run:
+    """Train on ``data`` and write a run directory, by default the first of ``runs/<file>``, ``runs/<file>_1``, … that is free.
+
+    Texts the store lacks are encoded first. With ``validation`` or ``test``, ``data`` is used whole for training unless the
+    config sets a split; rows it puts into a part that a file provides are left out. Without either and without a split in
+    the config, rows are split at random, 0.7, 0.1 and 0.2. A finished run at ``output`` is replaced.
+    """
+    config = config if isinstance(config, Config) else load_config(config)
+    clock = Clock(progress)
+    if output is not None:
+        checkpoint.check_output(Path(output))
+
+    sources = {"train": data, "validation": validation, "test": test}
+    prepared = _prepare(config, {name: source for name, source in sources.items() if source is not None}, store, clock)
+
+    clock.begin("epochs")
+    device = default_device()
+    batches = {name: rows_of.to(device) for name, rows_of in prepared.batches.items() if rows_of.rows}
+    with loop.seeded(config.random_seed):
+        model = build_model(config, prepared.states).to(device)
+    settings = fit_settings(config, model, batches["train"])
+    directory = checkpoint.create(None if output is None else Path(output), _stem(prepared.opened["train"]))
+    checkpoint.write_config(directory, config.resolved())
+    best: dict[str, Metrics] = {}
+
+    def on_epoch(epoch: EpochDone) -> None:
+        if epoch.best:
+            best.update(epoch.metrics)
+        for name, metrics in epoch.metrics.items():
+            line = {"epoch": epoch.epoch, "split": name, "learning_rate": epoch.learning_rate, "metrics": metrics}
+            checkpoint.append_metrics(directory, line)
+        if progress is not None:
+            progress(epoch)
+
+    done = loop.fit(
+        model,
+        batches["train"],
+        batches.get("validation"),
+        optimizer=build_optimizer(config, model),
+        settings=settings,
+        on_epoch=on_epoch,
+    )
+
+    clock.begin("evaluate")
+    if "test" in batches:
+        best["test"] = loop.evaluate(model, batches["test"], settings.eval_batch_size, settings.mixed_precision)
+        checkpoint.append_metrics(directory, {"epoch": done.best_epoch, "split": "test", "metrics": best["test"]})
+
+    clock.begin("write")
+    manifests = {name: build.manifests for name, build in prepared.built.items()}
+    description = {
+        "config": config.resolved(),
+        "features": {name: state.to_json() for name, state in prepared.states.items()},
+        "manifests": manifests,
+    }
+    checkpoint.write_model(directory, model, description)
+    run = Run(
+        path=directory,
+        metrics=best,
+        epochs=done.epochs,
+        best_epoch=done.best_epoch,
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        rows={name: rows_of.rows for name, rows_of in prepared.batches.items()},
+        dropped=prepared.dropped,
+        left_out=prepared.left_out,
+        skipped=sum(build.skipped for build in prepared.built.values()),
+        encoded=sum(build.encoded for build in prepared.built.values()),
+        hits=sum(build.hits for build in prepared.built.values()),
+        manifests=manifests,
+        seconds=clock.end(),
+        skipped_cells=tuple(cell for build in prepared.built.values() for cell in build.skipped_cells),
+    )
+    checkpoint.write_summary(directory, run.to_json())
+    return run
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything the loop needs of the data, and what is to be told of it."""
+
+    opened: Mapping[str, Dataset]
+    batches: Mapping[str, CachedBatches]
+    states: Mapping[str, State]
+    built: Mapping[str, Built]
+    dropped: Mapping[str, int]
+    left_out: int
+
+
+def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clock) -> _Prepared:
+    """Read the files (by split), build their texts and gather all rows; faults in cells are found before anything is encoded."""
+    clock.begin("read")
+    opened = {name: open_dataset(source) for name, source in sources.items()}
+    chosen = config.preprocessing.split
+    if chosen is None and len(sources) == 1:
+        chosen = RandomSplit()
+    split_column = getattr(chosen, "column", None)
+    cells = {
+        name: rows.read(config, dataset, targets=True, extra=[split_column] if split_column and name == "train" else [])
+        for name, dataset in opened.items()
+    }
+    where = opened["train"].label
+    count = len(cells["train"][config.output_features[0].column])
+    parts = np.zeros(count, np.int8)
+    if chosen is not None:
+        parts = split(chosen, cells["train"].get(split_column or ""), count, config.random_seed, where).copy()
+    for name in ("validation", "test"):
+        if name in sources:
+            parts[parts == SPLITS.index(name)] = _LEFT_OUT
+    left_out = int((parts == _LEFT_OUT).sum())
+    if left_out:
+        clock.say(
+            f"{left_out} rows of {where} are left out: the split puts them into a part that has a file of its own."
+        )
+    fitted = rows.fit(config, cells["train"], parts == 0, where)
+    columns = {
+        name: rows.transform(config, fitted, cells[name], dataset.label, targets=True)
+        for name, dataset in opened.items()
+    }
+
+    clock.begin("build")
+    built = {
+        name: rows.build_texts(config, sources[name], dataset, store, progress=clock.building(dataset.label))
+        for name, dataset in opened.items()
+    }
+
+    clock.begin("gather")
+    gathered = {name: rows.gather(build, store) for name, build in built.items()}
+    texts = rows.fit_texts(gathered["train"], parts == 0)
+    joined = {
+        name: rows.join(config, columns[name], gathered[name], texts, dataset.label) for name, dataset in opened.items()
+    }
+    batches = {name: joined["train"].select(parts == place) for place, name in enumerate(SPLITS)}
+    for name in ("validation", "test"):
+        if name in sources:
+            batches[name] = joined[name].select(np.ones(len(joined[name].drop), np.bool_))
+    dropped = _dropped(joined, parts)
+    _require_rows(batches, opened, dropped)
+    return _Prepared(opened, batches, {**fitted, **texts}, built, dropped, left_out)
+
+
+def _dropped(joined: Mapping[str, Columns], parts: NDArray[np.int8]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for name, columns in joined.items():
+        for reason, count in columns.dropped(parts != _LEFT_OUT if name == "train" else None).items():
+            total[reason] = total.get(reason, 0) + count
+    return total
+
+
+def _require_rows(
+    batches: Mapping[str, CachedBatches], opened: Mapping[str, Dataset], dropped: Mapping[str, int]
+) -> None:
+    for name, dataset in opened.items():
+        least = 2 if name == "train" else 1
+        if batches[name].rows < least:
+            raise DataError(
+                f"{dataset.label} leaves {batches[name].rows} rows for {name}, and it takes at least {least}. "
+                f"Dropped: {rows.reasons(dropped)}."
+            )
+
+
+def _stem(dataset: Dataset) -> str:
+    return "run" if dataset.path is None else dataset.path.name.split(".")[0] or "run"
