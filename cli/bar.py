@@ -1,38 +1,50 @@
-"""The progress bar of a build, on a terminal."""
+"""The progress bar of a build or a training run, on a terminal."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from cachestore.build import Progress as BuildProgress
 
 
-@contextlib.contextmanager
-def bar() -> Iterator[Callable[[BuildProgress], None]]:
-    """Draws rows done, rows per second, hits and the time left; gone when the build is."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f} rows/s  {task.fields[hits]:,} reused"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("building", total=None, rate=0.0, hits=0)
+class Bar:
+    """One line per thing under way, on stderr; a context manager, and the lines are gone when it ends."""
 
-        def show(state: BuildProgress) -> None:
-            progress.update(
-                task,
-                completed=state.rows,
-                total=state.total,
-                rate=state.rows / max(state.seconds, 1e-9),
-                hits=state.hits,
-            )
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._tasks: dict[str, TaskID] = {}
 
-        yield show
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def build(self, label: str, state: BuildProgress) -> None:
+        """Rows done of a build, rows per second, and what was found in the store."""
+        rate = state.rows / max(state.seconds, 1e-9)
+        self._show(f"build {label}", state.rows, state.total, f"{rate:,.0f} rows/s  {state.hits:,} found")
+
+    def epoch(self, epoch: int, epochs: int, note: str) -> None:
+        """Epochs done, and how the last one went."""
+        self._show("epochs", epoch, epochs, note)
+
+    def _show(self, task: str, completed: int, total: int | None, note: str) -> None:
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(task, total=total, note="")
+        self._progress.update(self._tasks[task], completed=completed, total=total, note=note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,7 +65,8 @@ def command(
         return
     from cachestore.build import run
 
-    with cachestore.open_store(store) as opened, out.progress() as progress:
+    with cachestore.open_store(store) as opened, out.bar() as bar:
+        progress = partial(bar.build, data.name) if bar else None
         built = run(opened, data, columns, name=name, progress=progress)
     out.result(summary(built), text(built))
     if output.skipped(built.skipped_cells, built.counts.skipped, data):
@@ -110,7 +112,7 @@ def text_columns(config: Config) -> dict[str, Any]:
         if columns.setdefault(feature.column, feature.encoder) != feature.encoder:
             raise UsageError(
                 f"The config reads column {feature.column!r} with two encoders, and a build has one per column. "
-                "Build twice with --column and --encoder, under two names."
+                "Build twice, with --column and --encoder; train does so by itself."
             )
     if not columns:
         raise UsageError("The config has no text feature, so there is nothing to build.")

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,8 +82,8 @@ def command(
 def _tour(store: cachestore.Store, place: Path, out: output.Output) -> dict[str, Any]:
     # Imported before the clock starts: both runs need torch, and only the first would pay for loading it.
     from cachestore.build import run as build
-    from trainer.config import load_config
-    from trainer.run import evaluate, train
+    from cli.evaluate import summary as evaluation_summary
+    from trainer import evaluate, load_config, train
 
     messages, test, config = place / "messages.csv", place / "test.csv", load_config(place / "config.yaml")
     columns = text_columns(config)
@@ -94,13 +95,14 @@ def _tour(store: cachestore.Store, place: Path, out: output.Output) -> dict[str,
 
     def built(step: str) -> None:
         began = time.monotonic()
-        with out.progress() as progress:
+        with out.bar() as bar:
+            progress = partial(bar.build, messages.name) if bar else None
             counts = build(store, messages, columns, progress=progress).counts
         done(step, counts.encoded, counts.hits, began)
 
     def trained(step: str, run: Path) -> dict[str, Any]:
         began = time.monotonic()
-        summary = train(store, messages, config, output=run).summary
+        summary = train(config, messages, store, output=run).to_json()
         done(step, summary["encoded"], summary["hits"], began)
         return summary
 
@@ -111,7 +113,7 @@ def _tour(store: cachestore.Store, place: Path, out: output.Output) -> dict[str,
     trained("cold train", place / "runs" / "cold")
     out.say(f"3. Evaluate that run on {TEST_ROWS} rows it has not seen. Their texts are new, so they are encoded.")
     began = time.monotonic()
-    evaluated = evaluate(store, place / "runs" / "cold", test).summary
+    evaluated = evaluation_summary(evaluate(place / "runs" / "cold", test, store))
     done("evaluate", evaluated["encoded"], evaluated["hits"], began)
     out.say(f"4. {NEW_ROWS} rows are added to messages.csv. Build again: only what is new is encoded.")
     _append_new_rows(messages)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import cachestore
 from cli import options, output
+
+if TYPE_CHECKING:
+    from trainer.record import Evaluation
 
 
 def command(
@@ -34,12 +37,31 @@ def command(
         4    damage found in the store or in the run
         5    done, but some rows could not be encoded and were left out
     """
-    from trainer.run import evaluate
+    from cli.watch import watching
+    from trainer import evaluate
 
     out = output.Output(as_json, quiet)
-    with cachestore.open_store(store) as opened, out.progress() as progress:
-        evaluated = evaluate(opened, run, data, progress=progress, say=out.say)
-    summary = evaluated.summary
-    out.result(summary, f"{summary['rows']:,} rows\n{output.metrics({'value': summary['metrics']})}")
-    if output.skipped(evaluated.skipped_cells, evaluated.skipped, data):
+    with cachestore.open_store(store) as opened, watching(out) as progress:
+        evaluation = evaluate(run, data, opened, progress=progress)
+    found = summary(evaluation)
+    out.result(found, f"{evaluation.rows:,} rows\n{output.metrics({'value': found['metrics']})}")
+    if output.skipped(evaluation.skipped_cells, evaluation.skipped, data):
         raise typer.Exit(output.SKIPPED_ROWS)
+
+
+def summary(evaluation: Evaluation) -> dict[str, Any]:
+    """The JSON object of an evaluation."""
+    from trainer.checkpoint import plain
+
+    found: dict[str, Any] = plain(
+        {
+            "rows": evaluation.rows,
+            "metrics": evaluation.metrics,
+            "dropped": evaluation.dropped,
+            "skipped": evaluation.skipped,
+            "encoded": evaluation.encoded,
+            "hits": evaluation.hits,
+            "seconds": evaluation.seconds,
+        }
+    )
+    return found

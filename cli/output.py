@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from cachestore.build import Progress
     from cachestore.dataset import SkippedCell
+    from cli.bar import Bar
 
 SKIPPED_ROWS = 5
 SKIPPED_SHOWN = 5
@@ -27,23 +28,20 @@ class Output:
 
     def result(self, summary: Mapping[str, Any], text: str) -> None:
         """The result, once: ``summary`` under --json, else ``text``."""
-        _write(sys.stdout, json.dumps(summary, ensure_ascii=False) if self.as_json else text)
+        _write(sys.stdout, json.dumps(summary, ensure_ascii=False, allow_nan=False) if self.as_json else text)
 
     def say(self, line: str) -> None:
         """A remark on the way, unless --quiet."""
         if not self.quiet:
             _write(sys.stderr, line)
 
-    @contextlib.contextmanager
-    def progress(self) -> Iterator[Callable[[Progress], None] | None]:
-        """A callback that draws the progress of a build; None where nobody would see it."""
+    def bar(self) -> AbstractContextManager[Bar | None]:
+        """A progress bar on stderr; None where nobody would see it."""
         if self.quiet or self.as_json or not sys.stderr.isatty():
-            yield None
-            return
-        from cli.bar import bar  # rich is loaded for a terminal only
+            return contextlib.nullcontext()
+        from cli.bar import Bar  # rich is loaded for a terminal only
 
-        with bar() as show:
-            yield show
+        return Bar()
 
 
 def error(kind: str, message: str, exit_code: int, *, as_json: bool) -> None:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from numpy.typing import NDArray
 
 import cachestore
+from cachestore.errors import UsageError
 from cli import options, output
+
+if TYPE_CHECKING:
+    from trainer.record import Predictions
 
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's directory, as train made it.")],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A file with the run's input columns.")],
     output_file: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write them, .csv or .parquet.")
-    ] = Path("predictions.csv"),
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="A .csv or .parquet file; otherwise CSV on stdout."),
+    ] = None,
     store: options.StorePath = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Predict the outputs of a trained run for the rows of DATA.
 
-    The file has one line per row of DATA, in its order: for a category or binary output the class and the probability
-    of each class, for a number its value. Vectors that the store lacks are encoded and kept.
+    One line per row of DATA, in its order: for a category or binary output the class, its probability and that of each
+    class, for a number its value; empty where a row cannot be used. Vectors that the store lacks are encoded and kept.
 
     \b
     Example:
@@ -38,12 +47,69 @@ def command(
         4    damage found in the store or in the run
         5    done, but some rows could not be encoded and have no prediction
     """
-    from trainer.run import predict
+    from cli.watch import watching
+    from trainer import predict
 
+    if output_file is not None and output_file.suffix.lower() not in (".csv", ".parquet"):
+        raise UsageError(
+            f"{output_file}: predictions are written as .csv or .parquet. Give the file one of these names."
+        )
     out = output.Output(as_json, quiet)
-    with cachestore.open_store(store) as opened, out.progress() as progress:
-        predicted = predict(opened, run, data, output=output_file, progress=progress, say=out.say)
-    summary = predicted.summary
-    out.result(summary, f"{summary['rows']:,} rows predicted: {output_file}")
-    if output.skipped(predicted.skipped_cells, predicted.skipped, data):
+    with cachestore.open_store(store) as opened, watching(out) as progress:
+        predictions = predict(run, data, opened, progress=progress)
+    if output_file is not None:
+        _write(predictions.columns, output_file)
+    out.result(_summary(predictions, output_file), _text(predictions, output_file))
+    if output.skipped(predictions.skipped_cells, predictions.skipped, data):
         raise typer.Exit(output.SKIPPED_ROWS)
+
+
+def _summary(predictions: Predictions, file: Path | None) -> dict[str, Any]:
+    from trainer.checkpoint import plain
+
+    found: dict[str, Any] = plain(
+        {
+            "rows": len(predictions.predicted),
+            "output": None if file is None else str(file),
+            "dropped": predictions.dropped,
+            "skipped": predictions.skipped,
+            "encoded": predictions.encoded,
+            "hits": predictions.hits,
+            "seconds": predictions.seconds,
+        }
+    )
+    if file is None:
+        found["predictions"] = plain({name: values.tolist() for name, values in predictions.columns.items()})
+    return found
+
+
+def _text(predictions: Predictions, file: Path | None) -> str:
+    if file is None:
+        return _csv(predictions.columns).rstrip("\n")
+    unused = int((~predictions.predicted).sum())
+    return f"{len(predictions.predicted):,} rows written to {file}" + (f", {unused:,} of them empty" if unused else "")
+
+
+def _csv(columns: Mapping[str, NDArray[Any]]) -> str:
+    from trainer.checkpoint import plain
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    cells = [plain(values.tolist()) for values in columns.values()]  # NaN and None are empty cells
+    writer.writerows(zip(*cells, strict=True))
+    return text.getvalue()
+
+
+def _write(columns: Mapping[str, NDArray[Any]], file: Path) -> None:
+    try:
+        if file.suffix.lower() == ".csv":
+            file.write_text(_csv(columns), encoding="utf-8", newline="")
+            return
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}  # NaN is null
+        parquet.write_table(pa.table(arrays), file)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written ({error.strerror}). Name another file with --output.") from error

@@ -53,36 +53,30 @@ def command(
         4    damage found in the store
         5    done, but some rows could not be encoded and were left out
     """
-    from trainer.run import train
+    from cli.watch import watching
+    from trainer import load_config, train
 
     out = output.Output(as_json, quiet)
-    with cachestore.open_store(store) as opened, out.progress() as progress:
-        trained = train(
-            opened,
-            data,
-            config,
-            overrides=overrides or [],
-            validation=validation,
-            test=test,
-            output=output_dir,
-            progress=progress,
-            say=out.say,
-        )
-    out.result(trained.summary, text(trained.summary))
-    if output.skipped(trained.skipped_cells, trained.skipped, data):
+    settings = load_config(config, overrides or [])
+    with cachestore.open_store(store) as opened, watching(out) as progress:
+        run = train(settings, data, opened, validation=validation, test=test, output=output_dir, progress=progress)
+    summary = run.to_json()
+    out.result(summary, text(summary))
+    if output.skipped(run.skipped_cells, run.skipped, data):
         raise typer.Exit(output.SKIPPED_ROWS)
 
 
 def text(summary: Mapping[str, Any]) -> str:
-    """A finished run: where it is, what was encoded, and the metrics by split and output feature."""
-    seconds = summary["seconds"]
-    phases = ", ".join(f"{phase} {output.duration(spent)}" for phase, spent in seconds.items())
-    return "\n".join(
-        (
-            output.metrics(summary["metrics"]),
-            "",
-            f"{summary['epochs']} epochs; {summary['encoded']:,} texts encoded, {summary['hits']:,} reused",
-            f"seconds: {phases}",
-            f"run: {summary['run']}",
-        )
-    )
+    """A finished run: its metrics, what it was trained on, what was encoded, how long it took, and where it is."""
+    used = ", ".join(f"{count:,} {split}" for split, count in summary["rows"].items())
+    dropped = sum(summary["dropped"].values())
+    lines = [
+        output.metrics(summary["metrics"]),
+        "",
+        f"rows: {used}" + (f"; {dropped:,} could not be used" if dropped else ""),
+        f"{summary['encoded']:,} texts encoded, {summary['hits']:,} cells found in the store",
+        f"{summary['epochs']} epochs, the best is {summary['best_epoch']}; learning rate {summary['learning_rate']:g}",
+        ", ".join(f"{phase} {output.duration(spent)}" for phase, spent in summary["seconds"].items()),
+        f"run: {summary['run']}",
+    ]
+    return "\n".join(lines)

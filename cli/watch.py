@@ -1,0 +1,38 @@
+"""Shows what a run tells while it works: remarks for everybody, bars on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from cachestore.build import Progress
+from cli.output import Output
+from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun
+
+
+@contextlib.contextmanager
+def watching(out: Output) -> Iterator[Listener]:
+    """A function to pass as ``progress`` to train, predict and evaluate."""
+    builds: dict[str, Progress] = {}
+    with out.bar() as bar:
+
+        def show(event: Event) -> None:
+            match event:
+                case Notice(text=text):
+                    out.say(text)
+                case Building(data=data, progress=progress):
+                    if data not in builds:
+                        out.say(f"{data}: looking its texts up; those that the store lacks are encoded")
+                    builds[data] = progress
+                    if bar:
+                        bar.build(data, progress)
+                case PhaseBegun(phase="gather"):
+                    for data, progress in builds.items():
+                        out.say(
+                            f"{data}: {progress.encoded:,} texts encoded, {progress.hits:,} cells found in the store"
+                        )
+                case EpochDone():
+                    if bar:
+                        bar.epoch(event.epoch, event.epochs, f"{event.steps_per_second:,.0f} steps/s")
+
+        yield show
