@@ -1,0 +1,461 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from cachestore.errors import ColumnNotFound, ConfigError, DamageError, DataError, EncoderError, UsageError
+from cachestore.store import Store, open_store
+from trainer import checkpoint, evaluate, load_config, open_run, predict, train
+from trainer.events import Building, EpochDone, Event, Notice, PhaseBegun
+from trainer.run import Run
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WORDS = {
+    "billing": ("invoice charged twice", "refund my payment", "wrong amount on the bill"),
+    "login": ("password does not work", "cannot sign in", "account is locked out"),
+    "delivery": ("parcel never arrived", "package is late", "courier lost the box"),
+}
+Row = dict[str, str]
+
+
+def messages(count: int, first: int = 0) -> list[Row]:
+    """Rows whose topic follows from their text, urgency from their wait, and cost from both."""
+    found = []
+    for number in range(first, first + count):
+        topic = list(WORDS)[number % 3]
+        wait = number * 7 % 50
+        text = f"{WORDS[topic][number // 3 % 3]}, case {number}"
+        found.append(
+            {
+                "text": text,
+                "topic": topic,
+                "plan": ("free", "team", "pro")[number // 2 % 3],
+                "wait": str(wait),
+                "urgent": "yes" if wait > 25 else "no",
+                "cost": str(10 * wait + 5),
+            }
+        )
+    return found
+
+
+def write(path: Path, rows: list[Row]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_MINIMAL)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "input_features": [{"name": "text", "type": "text", "encoder": {"type": "hashing", "dim": 64}}],
+        "output_features": [{"name": "topic", "type": "category"}],
+        "trainer": {"epochs": 12, "batch_size": 16, "learning_rate": 0.05},
+    }
+    return {**found, **changes}
+
+
+def everything() -> dict[str, Any]:
+    """Every type of input and output at once."""
+    return config(
+        input_features=[
+            {"name": "text", "type": "text", "encoder": {"type": "hashing", "dim": 64}},
+            {"name": "plan", "type": "category"},
+            {"name": "wait", "type": "number"},
+            {"name": "is_free", "type": "binary", "column": "free"},
+        ],
+        output_features=[
+            {"name": "topic", "type": "category"},
+            {"name": "urgent", "type": "binary"},
+            {"name": "cost", "type": "number", "preprocessing": {"normalization": "zscore"}},
+        ],
+        trainer={"epochs": 40, "batch_size": 16, "learning_rate": 0.05},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with open_store(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "messages.csv", messages(120))
+
+
+def test_a_run_learns_and_says_what_it_did(tmp_path: Path, store: Store, data: Path) -> None:
+    run = train(config(), data, store, output=tmp_path / "run")
+    assert run.metrics["test"]["topic"]["accuracy"] > 0.9
+    assert set(run.metrics) == {"train", "validation", "test"}
+    assert run.rows == {"train": 84, "validation": 12, "test": 24}
+    assert (run.encoded, run.hits, run.skipped, run.dropped, run.left_out) == (120, 0, 0, {}, 0)
+    assert set(run.seconds) == {"read", "build", "gather", "epochs", "evaluate", "write"}
+    assert {path.name for path in run.path.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "model.safetensors",
+        "model.json",
+        "summary.json",
+    }
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["split"]) for line in lines[:3]] == [(1, "train"), (1, "validation"), (2, "train")]
+    assert lines[-1]["split"] == "test"
+    assert lines[-1]["metrics"] == run.metrics["test"]
+    assert max(line["epoch"] for line in lines) == run.epochs
+    best = [line for line in lines if line["split"] == "validation" and line["epoch"] == run.best_epoch]
+    assert best[0]["metrics"] == run.metrics["validation"]
+
+
+def test_the_second_run_encodes_nothing_and_gives_the_same_bytes(tmp_path: Path, store: Store, data: Path) -> None:
+    first = train(config(), data, store, output=tmp_path / "first")
+    second = train(config(), data, store, output=tmp_path / "second")
+    assert (second.encoded, second.hits) == (0, 120)
+    for name in ("model.safetensors", "model.json", "config.yaml"):
+        assert (first.path / name).read_bytes() == (second.path / name).read_bytes()
+    other = train(config(random_seed=1), data, store, output=tmp_path / "third")
+    assert (other.path / "model.safetensors").read_bytes() != (first.path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"preprocessing": {"split": {"type": "random", "probabilities": [0.5, 0.2, 0.3]}}},
+        {"output_features": [{"name": "urgent", "type": "binary"}]},
+        {"trainer": {"epochs": 1}},
+        {"combiner": {"type": "concat", "num_fc_layers": 1, "output_size": 8}},
+    ],
+    ids=["split", "output", "trainer", "combiner"],
+)
+def test_only_the_encoder_decides_what_is_encoded(
+    tmp_path: Path, store: Store, data: Path, changed: dict[str, Any]
+) -> None:
+    train(config(trainer={"epochs": 1}), data, store, output=tmp_path / "first")
+    assert train(config(**changed), data, store, output=tmp_path / "second").encoded == 0
+
+
+def test_added_rows_alone_are_encoded(tmp_path: Path, store: Store) -> None:
+    quick = config(trainer={"epochs": 1})
+    train(quick, write(tmp_path / "a.csv", messages(90)), store, output=tmp_path / "first")
+    run = train(quick, write(tmp_path / "a.csv", messages(100)), store, output=tmp_path / "second")
+    assert (run.encoded, run.hits) == (10, 90)
+
+
+def with_free(rows: list[Row]) -> list[Row]:
+    return [{**row, "free": "1" if row["plan"] == "free" else "0"} for row in rows]
+
+
+def test_every_type_of_feature_trains_evaluates_and_predicts(tmp_path: Path, store: Store) -> None:
+    data = write(tmp_path / "all.csv", with_free(messages(240)))
+    run = train(everything(), data, store, output=tmp_path / "run")
+    test = run.metrics["test"]
+    assert test["topic"]["accuracy"] > 0.9
+    assert test["urgent"]["roc_auc"] > 0.9
+    assert test["cost"]["r2"] > 0.9
+    assert test["cost"]["mean_absolute_error"] < 60  # in the units of the column: 5 to 495
+    assert set(test) == {"topic", "urgent", "cost", "combined"}
+
+    fresh = with_free(messages(30, first=1000))
+    found = evaluate(run.path, write(tmp_path / "fresh.csv", fresh), store)
+    assert found.rows == 30
+    assert found.metrics["topic"]["accuracy"] > 0.9
+    unlabelled = [{name: row[name] for name in ("text", "plan", "wait", "free")} for row in fresh]
+    predicted = predict(run, write(tmp_path / "unlabelled.csv", unlabelled), store)
+    assert predicted.encoded == 0
+    assert set(predicted.columns) == {
+        "topic_predictions",
+        "topic_probability",
+        *(f"topic_probabilities_{name}" for name in WORDS),
+        "urgent_predictions",
+        "urgent_probability",
+        "urgent_probabilities_yes",
+        "urgent_probabilities_no",
+        "cost_predictions",
+    }
+    columns = predicted.columns
+    right = np.mean(columns["topic_predictions"] == np.array([row["topic"] for row in fresh], object))
+    assert right == pytest.approx(found.metrics["topic"]["accuracy"])
+    right = np.mean(columns["urgent_predictions"] == np.array([row["urgent"] for row in fresh], object))
+    assert right == pytest.approx(found.metrics["urgent"]["accuracy"])
+    errors = np.abs(columns["cost_predictions"] - np.array([float(row["cost"]) for row in fresh]))
+    assert errors.mean() == pytest.approx(found.metrics["cost"]["mean_absolute_error"], rel=1e-4)
+    total = sum(columns[f"topic_probabilities_{name}"] for name in WORDS)
+    assert np.allclose(total, 1)
+    assert np.allclose(
+        columns["topic_probability"], np.max([columns[f"topic_probabilities_{n}"] for n in WORDS], axis=0)
+    )
+    assert np.allclose(columns["urgent_probabilities_yes"] + columns["urgent_probabilities_no"], 1)
+
+
+def test_predictions_keep_the_order_and_leave_gaps_where_a_row_cannot_be_used(
+    tmp_path: Path, store: Store, data: Path
+) -> None:
+    run = train(config(), data, store, output=tmp_path / "run")
+    rows = messages(9, first=500)
+    whole = predict(run, write(tmp_path / "whole.csv", rows), store)
+    path = tmp_path / "broken.csv"
+    write(path, rows)
+    lines = path.read_bytes().split(b"\r\n")
+    lines[4] = b"\xff\xfe broken" + lines[4][lines[4].rindex(b'"') + 1 :]
+    path.write_bytes(b"\r\n".join(lines))
+    found = predict(run, path, store)
+    assert found.predicted.tolist() == [True] * 3 + [False] + [True] * 5
+    assert found.columns["topic_predictions"][3] is None
+    assert np.isnan(found.columns["topic_probability"][3])
+    assert (found.dropped, found.skipped, [cell.row for cell in found.skipped_cells]) == ({"text: skipped": 1}, 1, [3])
+    kept = found.predicted
+    assert found.columns["topic_predictions"][kept].tolist() == whole.columns["topic_predictions"][kept].tolist()
+
+
+def test_a_run_works_with_another_store_and_from_another_place(tmp_path: Path, store: Store, data: Path) -> None:
+    run = train(config(), data, store, output=tmp_path / "run")
+    expected = predict(run, data, store)
+    shutil.move(run.path, tmp_path / "moved")
+    with open_store(tmp_path / "elsewhere") as elsewhere:
+        found = predict(tmp_path / "moved", data, elsewhere)
+        again = predict(tmp_path / "moved", data, elsewhere)
+    assert (found.encoded, again.encoded, again.hits) == (120, 0, 120)
+    for name, values in expected.columns.items():
+        assert np.array_equal(values, found.columns[name])
+
+
+def test_a_run_opens_as_it_was_told(tmp_path: Path, store: Store, data: Path) -> None:
+    run = train(config(), data, store, output=tmp_path / "run")
+    assert open_run(run.path).to_json() == run.to_json()
+    assert load_config(run.path / "config.yaml") == load_config(config())
+    with pytest.raises(UsageError, match="There is no run at"):
+        open_run(tmp_path / "absent")
+
+
+def test_files_given_for_validation_and_test_leave_the_data_whole(tmp_path: Path, store: Store, data: Path) -> None:
+    test = write(tmp_path / "test.csv", messages(30, first=200))
+    run = train(config(), data, store, test=test, output=tmp_path / "run")
+    assert run.rows == {"train": 120, "validation": 0, "test": 30}
+    assert "validation" not in run.metrics
+    assert run.epochs == 12
+    validation = write(tmp_path / "validation.csv", messages(15, first=300))
+    run = train(config(), data, store, validation=validation, test=test, output=tmp_path / "run2")
+    assert run.rows == {"train": 120, "validation": 15, "test": 30}
+    assert set(run.manifests) == {"train", "validation", "test"}
+
+
+def test_a_split_of_the_config_holds_and_what_a_file_replaces_is_left_out(
+    tmp_path: Path, store: Store, data: Path
+) -> None:
+    test = write(tmp_path / "test.csv", messages(30, first=200))
+    told: list[Event] = []
+    chosen = config(preprocessing={"split": {"type": "random", "probabilities": [0.5, 0.25, 0.25]}})
+    run = train(chosen, data, store, test=test, output=tmp_path / "run", progress=told.append)
+    assert run.rows == {"train": 60, "validation": 30, "test": 30}
+    assert run.left_out == 30
+    assert [event.text.split(" of ")[0] for event in told if isinstance(event, Notice)] == ["30 rows"]
+
+
+def test_a_fixed_split_follows_its_column(tmp_path: Path, store: Store) -> None:
+    parts = ("train", "validation", "test")
+    data = write(tmp_path / "fixed.csv", [{**row, "part": parts[n // 3 % 3]} for n, row in enumerate(messages(63))])
+    chosen = config(preprocessing={"split": {"type": "fixed", "column": "part"}}, trainer={"epochs": 1})
+    run = train(chosen, data, store, output=tmp_path / "run")
+    assert run.rows == {"train": 21, "validation": 21, "test": 21}
+
+
+def missing_texts() -> list[Row]:
+    return [{**row, "text": "" if n % 4 == 0 else row["text"]} for n, row in enumerate(messages(120))]
+
+
+def model_of(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.path / "model.json").read_text())
+    return found
+
+
+def test_missing_texts_are_a_zero_vector_and_an_indicator(tmp_path: Path, store: Store, data: Path) -> None:
+    whole = train(config(), data, store, output=tmp_path / "whole")
+    assert model_of(whole)["features"]["text"]["missing"] is False
+    gaps = write(tmp_path / "gaps.csv", missing_texts())
+    run = train(config(), gaps, store, output=tmp_path / "run")
+    assert model_of(run)["features"]["text"]["missing"] is True
+    assert run.dropped == {}
+    found = predict(run, gaps, store)
+    assert found.predicted.all()
+    assert len({found.columns["topic_probability"][n] for n in range(0, 120, 4)}) == 1
+    assert predict(whole, gaps, store).predicted.all()  # a run without the indicator takes them as zero vectors
+
+
+def test_missing_texts_can_be_dropped_or_filled(tmp_path: Path, store: Store) -> None:
+    gaps = write(tmp_path / "gaps.csv", missing_texts())
+
+    def text(**preprocessing: str) -> dict[str, Any]:
+        feature = {"name": "text", "type": "text", "encoder": {"type": "hashing", "dim": 64}}
+        return config(input_features=[{**feature, "preprocessing": preprocessing}])
+
+    dropped = train(text(missing_value_strategy="drop_row"), gaps, store, output=tmp_path / "dropped")
+    assert dropped.dropped == {"text: missing": 30}
+    assert sum(dropped.rows.values()) == 90
+    filled = train(
+        text(missing_value_strategy="fill_with_const", fill_value="no words"), gaps, store, output=tmp_path / "filled"
+    )
+    assert (filled.dropped, model_of(filled)["features"]["text"]["missing"]) == ({}, False)
+    alone = write(tmp_path / "one.csv", [{"text": "", "n": "1"}, {"text": "no words", "n": "2"}])
+    found = predict(filled, alone, store).columns["topic_probability"]
+    assert found[0] == found[1]
+
+
+def test_rows_without_a_target_are_dropped_and_counted(tmp_path: Path, store: Store) -> None:
+    rows = [{**row, "topic": "" if n < 7 else row["topic"]} for n, row in enumerate(messages(120))]
+    run = train(config(), write(tmp_path / "gaps.csv", rows), store, output=tmp_path / "run")
+    assert run.dropped == {"topic: missing": 7}
+    assert sum(run.rows.values()) == 113
+
+
+def test_two_features_may_read_one_column(tmp_path: Path, store: Store, data: Path) -> None:
+    encoders = ({"type": "hashing", "dim": 64}, {"type": "hashing", "dim": 32}, {"type": "hashing", "dim": 64})
+    inputs = [
+        {"name": f"text{n}", "type": "text", "column": "text", "encoder": encoder} for n, encoder in enumerate(encoders)
+    ]
+    run = train(config(input_features=inputs), data, store, output=tmp_path / "run")
+    assert [model_of(run)["features"][f"text{n}"]["dim"] for n in range(3)] == [64, 32, 64]
+    assert len(run.manifests["train"]) == 2
+    assert run.encoded == 240
+    assert predict(run, data, store).predicted.all()
+    names = {name.name for name in store.names()}
+    assert names == {"messages", "messages-2"}
+
+
+def test_auto_is_settled_and_told(tmp_path: Path, store: Store, data: Path) -> None:
+    auto = config(trainer={"epochs": 2, "learning_rate": "auto", "batch_size": "auto"})
+    run = train(auto, data, store, output=tmp_path / "run")
+    assert run.batch_size == 128
+    assert 1e-4 <= run.learning_rate <= 3e-2
+    sgd = config(trainer={"learning_rate": "auto", "optimizer": {"type": "sgd"}})
+    with pytest.raises(ConfigError, match="auto is measured for adam and adamw, not for sgd"):
+        train(sgd, data, store, output=tmp_path / "sgd")
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_other_optimizers_train(tmp_path: Path, store: Store, data: Path, kind: str) -> None:
+    rate = 0.05 if kind == "adamw" else 2.0
+    chosen = config(trainer={"epochs": 30, "batch_size": 16, "learning_rate": rate, "optimizer": {"type": kind}})
+    assert train(chosen, data, store, output=tmp_path / "run").metrics["test"]["topic"]["accuracy"] > 0.9
+
+
+def test_events_tell_phases_in_order_and_every_epoch(tmp_path: Path, store: Store, data: Path) -> None:
+    told: list[Event] = []
+    run = train(config(), data, store, output=tmp_path / "run", progress=told.append)
+    phases = [event.phase for event in told if isinstance(event, PhaseBegun)]
+    assert phases == ["read", "build", "gather", "epochs", "evaluate", "write"]
+    assert [event.epoch for event in told if isinstance(event, EpochDone)] == list(range(1, run.epochs + 1))
+    assert any(isinstance(event, Building) and event.progress.rows == 120 for event in told)
+
+
+def test_an_interrupt_leaves_the_metrics_so_far_and_no_finished_run(tmp_path: Path, store: Store, data: Path) -> None:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), data, store, output=tmp_path / "run", progress=interrupt)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {json.loads(line)["epoch"] for line in lines} == {1, 2, 3}
+    with pytest.raises(UsageError, match="did not finish"):
+        predict(tmp_path / "run", data, store)
+    train(config(), data, store, output=tmp_path / "run")  # it may be replaced
+    assert predict(tmp_path / "run", data, store).predicted.all()
+
+
+def test_faults_are_found_before_anything_is_encoded_or_written(tmp_path: Path, store: Store, data: Path) -> None:
+    number = config(output_features=[{"name": "text2", "type": "number", "column": "plan"}])
+    with pytest.raises(DataError, match="plan"):
+        train(number, data, store, output=tmp_path / "run")
+    with pytest.raises(ColumnNotFound, match="did you mean 'topic'"):
+        train(config(output_features=[{"name": "topik", "type": "category"}]), data, store, output=tmp_path / "run")
+    unknown = write(tmp_path / "test.csv", [{**row, "topic": "other"} for row in messages(5)])
+    with pytest.raises(DataError, match="other"):
+        train(config(), data, store, test=unknown, output=tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(UsageError, match="holds no run"):
+        train(config(), data, store, output=tmp_path / "mine")
+    assert store.names() == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_with_no_usable_row_is_an_error(tmp_path: Path, store: Store, data: Path) -> None:
+    empty = write(tmp_path / "test.csv", [{**row, "topic": ""} for row in messages(5)])
+    with pytest.raises(DataError, match=r"leaves 0 rows for test.*5 rows for topic: missing"):
+        train(config(), data, store, test=empty, output=tmp_path / "run")
+    run = train(config(), data, store, output=tmp_path / "run")
+    with pytest.raises(DataError, match="no row to evaluate: 5 rows for topic: missing"):
+        evaluate(run, empty, store)
+
+
+def test_an_encoder_that_changed_since_the_run_is_refused(tmp_path: Path, store: Store, data: Path) -> None:
+    run = train(config(), data, store, output=tmp_path / "run")
+    model = model_of(run)
+    model["features"]["text"]["spec"]["dim"] = 65
+    (run.path / "model.json").write_text(json.dumps(model))
+    with pytest.raises((EncoderError, DamageError), match="dim"):
+        predict(run, data, store)
+
+
+def test_a_run_of_a_newer_format_is_refused(tmp_path: Path, store: Store, data: Path) -> None:
+    run = train(config(), data, store, output=tmp_path / "run")
+    model = model_of(run)
+    (run.path / "model.json").write_text(json.dumps({**model, "format": checkpoint.FORMAT + 1}))
+    with pytest.raises(UsageError, match="Upgrade cachestore"):
+        evaluate(run, data, store)
+
+
+def test_tables_in_memory_need_no_file(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = messages(120)
+    table = {name: [row[name] for row in rows] for name in rows[0]}
+    run = train(config(), table, store)
+    assert run.path == Path("runs/run")
+    assert predict(run, {"text": table["text"][:4]}, store).columns["topic_predictions"].shape == (4,)
+
+
+WARM = """
+import json, sys
+from cachestore import open_store
+from trainer import evaluate, predict, train
+config, data, store, output = sys.argv[1:]
+with open_store(store) as opened:
+    run = train(config, data, opened, output=output)
+    predict(run, data, opened)
+    evaluate(run, data, opened)
+print(json.dumps([run.encoded, sorted(sys.modules)]))
+"""
+
+
+def test_a_warm_run_imports_no_heavy_module(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump(config(trainer={"epochs": 2, "learning_rate": "auto", "use_mixed_precision": True}))
+    )
+    arguments = [tmp_path / "config.yaml", data, tmp_path / "store", tmp_path / "run"]
+    for expected in (120, 0):
+        done = subprocess.run(
+            [sys.executable, "-c", WARM, *map(str, arguments)], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        encoded, loaded = json.loads(done.stdout)
+        assert encoded == expected
+    bare = subprocess.run(
+        [sys.executable, "-c", "import json, sys, torch; print(json.dumps(sorted(sys.modules)))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    added = {".".join(name.split(".")[:2]) for name in set(loaded) - set(json.loads(bare.stdout))}
+    heavy = {"torch._dynamo", "torch._inductor", "torch.distributed", "torch.utils"}
+    assert not added & heavy
+    tops = {name.split(".")[0] for name in loaded}
+    assert not tops & {"transformers", "torchvision", "tokenizers", "pandas", "sklearn", "scipy", "peft", "ray"}
