@@ -77,8 +77,8 @@ class Dataset:
                 shown = ", ".join(map(repr, there[:_SHOWN_COLUMNS])) + (", …" if len(there) > _SHOWN_COLUMNS else "")
                 hint = nearest(name, there)
                 if len(there) == 1 and (other := next((mark for mark in ";\t|" if mark in there[0]), None)):
-                    hint = f"; it seems to separate its columns by {other!r}, not by commas (tabs in a .tsv file)"
-                raise ColumnNotFound(f"{self.label} has no column {name!r}{hint}. Its columns: {shown}.")
+                    hint = f"; it seems to separate its columns by {other!r}, not by commas (tabs in a .tsv file)."
+                raise ColumnNotFound(f"{self.label} has no column {name!r}{hint or '.'} Its columns: {shown}.")
             if there.count(name) > 1:
                 raise DataError(f"{self.label} has {there.count(name)} columns named {name!r}. Rename all but one.")
 
