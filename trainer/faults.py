@@ -180,8 +180,7 @@ def _owner(model: Any, path: Path, data: Any) -> tuple[type[BaseModel] | None, A
     annotation, value = model, data
     for part in path:
         if isinstance(part, int):
-            inner = [item for item in get_args(annotation) if item is not Ellipsis]
-            annotation, value = (inner[min(part, len(inner) - 1)] if inner else Any), value[part]
+            annotation, value = _item(annotation, part), value[part]
             continue
         owner = _chosen(annotation, value)
         if part == "type" and len(classes(annotation)) > 1:
@@ -190,6 +189,13 @@ def _owner(model: Any, path: Path, data: Any) -> tuple[type[BaseModel] | None, A
         annotation = field.annotation if field is not None else Any
         value = value.get(part) if isinstance(value, Mapping) else None
     return owner, annotation
+
+
+def _item(annotation: Any, index: int) -> Any:
+    """The annotation of an item of a tuple, or of a union that has one."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    inner = next((get_args(option) for option in options if get_origin(option) is tuple), ())
+    return inner[0 if inner[-1] is Ellipsis else index] if inner else Any
 
 
 def classes(annotation: Any) -> list[type[BaseModel]]:
