@@ -341,6 +341,14 @@ def test_auto_is_settled_and_told(tmp_path: Path, store: Store, data: Path) -> N
         train(sgd, data, store, output=tmp_path / "sgd")
 
 
+def test_batch_norm_trains_on_any_number_of_rows_but_not_one_by_one(tmp_path: Path, store: Store, data: Path) -> None:
+    combiner = {"type": "concat", "num_fc_layers": 1, "norm": "batch"}
+    last_alone = config(combiner=combiner, trainer={"epochs": 1, "batch_size": 83})  # of 84 rows
+    assert train(last_alone, data, store, output=tmp_path / "run").epochs == 1
+    with pytest.raises(ConfigError, match=r"trainer\.batch_size: 1 leaves batch norm nothing"):
+        train(config(combiner=combiner, trainer={"batch_size": 1}), data, store, output=tmp_path / "one")
+
+
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_other_optimizers_train(tmp_path: Path, store: Store, data: Path, kind: str) -> None:
     rate = 0.05 if kind == "adamw" else 2.0
