@@ -58,7 +58,7 @@ class Manifest:
                 return column
         names = [column.name for column in self.columns]
         raise UsageError(
-            f"Manifest {self.id[:12]} caches no column {name!r}{nearest(name, names)} It has: {', '.join(names)}."
+            f"Manifest {self.id[:12]} caches no column {name!r}{nearest(name, names) or '.'} It has: {', '.join(names)}."
         )
 
 
@@ -85,7 +85,7 @@ def write_chunk(
         arrays.append(
             pa.Array.from_buffers(pa.binary(SIZE), rows, [pa.py_buffer(valid), pa.py_buffer(np.ascontiguousarray(key))])
         )
-        arrays.append(pa.array(reason))
+        arrays.append(pa.Array.from_buffers(pa.uint8(), rows, [None, pa.py_buffer(np.ascontiguousarray(reason))]))
     schema = _chunk_schema(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
@@ -169,7 +169,7 @@ def read_log(root: Path, name: str) -> list[Version]:
     except FileNotFoundError:
         known = names(root)
         listed = f" Names here: {', '.join(known[:10])}." if known else " It holds no names yet."
-        raise ManifestNotFound(f"The store at {root} has no name {name!r}{nearest(name, known)}{listed}") from None
+        raise ManifestNotFound(f"The store at {root} has no name {name!r}{nearest(name, known) or '.'}{listed}") from None
     try:
         return [_version(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
@@ -230,7 +230,7 @@ def _read_chunk(
             raise ValueError("its columns are not those of its manifest")
         batch = reader.get_batch(0)
         keys = [np.frombuffer(batch.column(f"key.{name}").buffers()[1], f"V{SIZE}", count=rows) for name in names]
-        reasons = [batch.column(f"reason.{name}").to_numpy(zero_copy_only=True) for name in names]
+        reasons = [np.frombuffer(batch.column(f"reason.{name}").buffers()[1], np.uint8, count=rows) for name in names]
     except FileNotFoundError:
         raise DamageError(f"Chunk {path} is gone. Build its data set again to write it anew.") from None
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
