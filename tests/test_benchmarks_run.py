@@ -1,0 +1,30 @@
+"""Every benchmark runs, on a very small case, and writes what it promises: the published numbers are not checked here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+SMALL: dict[str, dict[str, Any]] = {
+    "bench_step": {"rows": 256, "epochs": 1, "turns": 1},
+}
+
+
+def test_every_benchmark_has_a_small_case() -> None:
+    assert set(SMALL) == {path.stem for path in FOLDER.glob("bench_*.py")}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_runs_and_writes_its_results(name: str, tmp_path: Path) -> None:
+    module = importlib.import_module(f"benchmarks.{name}")
+    path = module.main(**SMALL[name], results=tmp_path)
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert {"config", "machine", "versions"} <= report.keys()
+    text = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "Measured on:" in text
