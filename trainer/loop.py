@@ -148,10 +148,11 @@ def evaluate(
     model: Model, batches: CachedBatches, batch_size: int | None = None, mixed_precision: bool = False
 ) -> Metrics:
     """Loss and metrics of every output feature over all rows."""
-    tally = Tally(model)
-    for batch, output in _outputs(model, batches, batch_size, mixed_precision):
-        tally.add(output, batch)
-    return tally.metrics()
+    with _threads(2 * (batch_size or _EVALUATION_ROWS) * _size(model)):
+        tally = Tally(model)
+        for batch, output in _outputs(model, batches, batch_size, mixed_precision):
+            tally.add(output, batch)
+        return tally.metrics()
 
 
 def predict(
@@ -159,9 +160,10 @@ def predict(
 ) -> dict[str, Tensor]:
     """What each decoder predicts of every row, in order: probabilities or values, float32 on the CPU."""
     parts: dict[str, list[Tensor]] = {name: [] for name in model.outputs}
-    for _, output in _outputs(model, batches, batch_size, mixed_precision):
-        for name, scores in output.scores.items():
-            parts[name].append(model.decoder(name).predict(scores).cpu())
+    with _threads(2 * (batch_size or _EVALUATION_ROWS) * _size(model)):
+        for _, output in _outputs(model, batches, batch_size, mixed_precision):
+            for name, scores in output.scores.items():
+                parts[name].append(model.decoder(name).predict(scores).cpu())
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
@@ -266,6 +268,10 @@ def _check(tally: Tally, epoch: int, rates: list[float]) -> None:
             f"The loss is not finite at epoch {epoch}, step {step + 1} of it, at learning rate {rates[step]:g}. "
             "Set a lower trainer.learning_rate, or a normalization for number features with very large values."
         )
+
+
+def _size(model: Model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @contextmanager
