@@ -8,8 +8,10 @@ changes.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 import numpy as np
@@ -44,7 +46,7 @@ class HashingEncoder:
 
     def _count(self, payloads: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
         """Add the n-grams of each payload to its row of ``vectors``."""
-        numbers: dict[str, int] = {}
+        numbers: defaultdict[str, int] = defaultdict(count().__next__)  # of n-grams, in the order first seen
         found: list[int] = []
         counts: list[int] = []
         for payload in payloads:
@@ -53,7 +55,7 @@ class HashingEncoder:
             before = len(found)
             for size in range(self.ngram_range[0], self.ngram_range[1] + 1):
                 grams = words if size == 1 else map(" ".join, zip(*(words[i:] for i in range(size)), strict=False))
-                found += [numbers.setdefault(gram, len(numbers)) for gram in grams]
+                found.extend(map(numbers.__getitem__, grams))
             counts.append(len(found) - before)
         if not found:
             return

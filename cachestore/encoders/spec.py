@@ -221,7 +221,7 @@ def _wrong_type(kind: object) -> str:
             f"encoder.type: {kind!r} looks like a model; "
             f"write {{type: auto_transformer, pretrained_model_name_or_path: {kind}}}"
         )
-    return f"encoder.type: unknown type {kind!r}{nearest(str(kind), TYPES)} Choose one of {', '.join(TYPES)}"
+    return f"encoder.type: unknown type {kind!r}{nearest(str(kind), TYPES) or '.'} Choose one of {', '.join(TYPES)}"
 
 
 def _fault(fault: Any, settings: type[BaseModel]) -> str:

@@ -32,7 +32,6 @@ import transformers  # noqa: E402  after the line above
 from tokenizers import normalizers  # noqa: E402
 
 _WINDOW = 8192  # texts tokenised and sorted together: bounds memory, and is plenty for batches of one length
-_TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
 _SHARED_BY = ("config", "weights", "tokenizer", "precision", "do_lower_case")
 
 _loaded: dict[Fingerprint, tuple[Any, nn.Module]] = {}
@@ -101,7 +100,7 @@ def encode(spec: Mapping[str, Json], directory: Path, dim: int, payloads: Sequen
     with torch.inference_mode(), _exact_float32():
         for start in range(0, len(payloads), _WINDOW):
             window = collate.tokenizer.tokens(payloads[start : start + _WINDOW])
-            for rows in _batches([tokens.shape[1] for tokens in window], _TOKENS_PER_BATCH[device]):
+            for rows in _batches([tokens.shape[1] for tokens in window], _tokens_per_batch(device)):
                 forward = partial(_forward, module, collate, device)
                 pooled = _within_memory(forward, [window[row] for row in rows])
                 if pooled.shape[1] != dim:
@@ -210,6 +209,11 @@ def _module(spec: Mapping[str, Json], backbone: nn.Module) -> TextModule:
 
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _tokens_per_batch(device: str) -> int:
+    # on CPUs more than this leaves the caches (about 20 % slower at 4096 on one thread); on a GPU less leaves it idle
+    return 65536 if device == "cuda" else 1024 * torch.get_num_threads()
 
 
 def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -98,8 +98,7 @@ def test_many_batches_and_windows_keep_the_callers_order(
     payloads = [PAYLOADS[i % len(PAYLOADS)] + b" %d" % i for i in range(40)]
     expected = encode(saved("bert"), payloads)
     monkeypatch.setattr(text, "_WINDOW", 7)
-    monkeypatch.setitem(text._TOKENS_PER_BATCH, "cpu", 24)
-    monkeypatch.setitem(text._TOKENS_PER_BATCH, "cuda", 24)
+    monkeypatch.setattr(text, "_tokens_per_batch", lambda device: 24)
     np.testing.assert_allclose(encode(saved("bert"), payloads), expected, rtol=0, atol=1e-5)
 
 
@@ -211,7 +210,7 @@ def test_damaged_weights_are_an_encoder_error(saved: Callable[[str], Path], tmp_
 
 def test_a_width_other_than_the_configs_is_an_error(saved: Callable[[str], Path]) -> None:
     encoder = open_encoder({"type": "auto_transformer", "pretrained_model_name_or_path": str(saved("bert"))})
-    with pytest.raises(EncoderError, match="config.json says vectors of 8 values, the model gives 16"):
+    with pytest.raises(EncoderError, match=r"config\.json says vectors of 8 values, the model gives 16"):
         text.encode({**encoder.spec, "precision": "float32"}, saved("bert"), 8, [b"a"])
 
 
