@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from importlib import metadata
 from typing import Any
@@ -94,15 +95,15 @@ def run(
     name = manifests.check_name(name) if name else default_name(dataset)
     opened = {column: store.open_encoder(encoder) for column, encoder in columns.items()}
     source = _source_key(dataset, opened)
-    with store.writing():
-        finished = _recognise(store, source)
-        if finished is None:
-            finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
-            _record(store, source, finished)
-        finished = replace(finished, name=name, seconds=time.monotonic() - began)
-        if name:
-            store.point(name, finished.manifest, _provenance(store, dataset, finished))
-    return finished
+    finished = _recognise(store, source)
+    if finished is None or (name and not store.leads(name, finished.manifest)):
+        with store.writing():
+            if finished is None:
+                finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
+                _record(store, source, finished)
+            if name:
+                store.point(name, finished.manifest, partial(_provenance, store, dataset, finished))
+    return replace(finished, name=name, seconds=time.monotonic() - began)
 
 
 def default_name(dataset: Dataset) -> str | None:
@@ -179,7 +180,8 @@ class _Running:
         duplicates = self.rows * len(self.columns) - encoded - self.hits - self.missing - self.skipped
         counts = Counts(self.rows, encoded, self.hits, duplicates, self.missing, self.skipped)
         written = sum(fill.bytes_written for fill in self.fills.values())
-        return Build(manifest, None, counts, tuple(self.skipped_cells), written, 0.0, recognised=False)
+        seconds = time.monotonic() - self.began
+        return Build(manifest, None, counts, tuple(self.skipped_cells), written, seconds, recognised=False)
 
     def take(self, batch: Any) -> None:
         """Add the rows of a record batch, all of which fit the open chunk."""
@@ -271,7 +273,7 @@ def _source_key(dataset: Dataset, encoders: Mapping[str, Encoder]) -> bytes | No
 def _recognise(store: Store, source: bytes | None) -> Build | None:
     """The build of a file that was built before and has not changed since, without parsing it."""
     remembered = store.index.recall(source) if source else None
-    if remembered is None:
+    if remembered is None or not store.settled():
         return None
     fact = json.loads(remembered)
     try:

@@ -101,8 +101,12 @@ class Dataset:
 def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
     """Opens a file by its suffix, or a table in memory (pyarrow, pandas, ``__arrow_c_stream__``, a mapping of lists).
 
+    A Dataset passes through.
+
     Raises DataError when it cannot be read, has no rows, or repeats a column name. ``batches`` finds bad rows, later.
     """
+    if isinstance(source, Dataset):
+        return source
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     if path is not None:
         label, reader = str(path), open_file(path)

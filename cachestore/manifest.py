@@ -169,7 +169,9 @@ def read_log(root: Path, name: str) -> list[Version]:
     except FileNotFoundError:
         known = names(root)
         listed = f" Names here: {', '.join(known[:10])}." if known else " It holds no names yet."
-        raise ManifestNotFound(f"The store at {root} has no name {name!r}{nearest(name, known) or '.'}{listed}") from None
+        raise ManifestNotFound(
+            f"The store at {root} has no name {name!r}{nearest(name, known) or '.'}{listed}"
+        ) from None
     try:
         return [_version(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
@@ -179,15 +181,10 @@ def read_log(root: Path, name: str) -> list[Version]:
 
 
 def append_version(root: Path, name: str, manifest: Manifest, created: str, provenance: Mapping[str, Json]) -> Version:
-    """Add a version to a name's log and return it; the head itself, unchanged, when it already leads to this manifest.
-
-    The caller holds the lock ``names``.
-    """
+    """Add a version to a name's log and return it. The caller holds the lock ``names``."""
     path = root / _NAMES / f"{check_name(name)}.jsonl"
     versions = read_log(root, name) if path.exists() else []
     head = versions[-1] if versions else None
-    if head and head.manifest == manifest.id:
-        return head
     added = Version(head.version + 1 if head else 1, manifest.id, head.manifest if head else None, created, provenance)
     lines = [json.dumps(vars(version), sort_keys=True, ensure_ascii=False) for version in [*versions, added]]
     files.replace_small(root, path, ("\n".join(lines) + "\n").encode())

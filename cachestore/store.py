@@ -8,7 +8,7 @@ import struct
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -166,12 +166,16 @@ class Store:
             Name(name, tuple(log), manifest.read_manifest(self.root, log[-1].manifest)) for name, log in logs.items()
         ]
 
-    def point(self, name: str, target: Manifest, provenance: Mapping[str, Json]) -> Version:
-        """Add a version to a name's log, unless its head is this manifest already."""
+    def point(self, name: str, target: Manifest, provenance: Callable[[], Mapping[str, Json]]) -> None:
+        """Add a version to a name's log, unless its head is this manifest already; only then is ``provenance`` asked for."""
         with locks.held(self.root, "names", exclusive=True, timeout=_LOCK_SECONDS):
-            return manifest.append_version(
-                self.root, name, target, datetime.now(UTC).isoformat(timespec="seconds"), provenance
-            )
+            if not self.leads(name, target):
+                created = datetime.now(UTC).isoformat(timespec="seconds")
+                manifest.append_version(self.root, name, target, created, provenance())
+
+    def leads(self, name: str, target: Manifest) -> bool:
+        """Whether the newest version of a name is this manifest."""
+        return name in manifest.names(self.root) and self.log(name)[-1].manifest == target.id
 
     def vectors(self, source: Manifest | str, column: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Vectors (rows, dim) of a cached column in dataset order, zeros where a row has none, and the mask (rows,) of rows that have one.
@@ -203,14 +207,6 @@ class Store:
         """Why each row (rows,) of a cached column has a vector or none: PRESENT, MISSING or SKIPPED."""
         source = self.manifest(source) if isinstance(source, str) else source
         return manifest.read_column(self.root, source, column)[1]
-
-    def complete(self, source: Manifest) -> bool:
-        """Whether every vector that a manifest names is in the store."""
-        for column in source.columns:
-            wanted, reasons = manifest.read_column(self.root, source, column.name)
-            if (self.index.lookup(wanted[reasons == PRESENT].tolist()).shards < 0).any():
-                return False
-        return True
 
     def write_manifest(self, columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> Manifest:
         """Write a manifest of chunks that are in the store. Only inside ``writing``."""
@@ -263,12 +259,9 @@ class Store:
 
     def reconcile(self) -> int:
         """Make the index agree with the shards on disk; returns how many shards were indexed."""
-        indexed = {entry.name: entry.number for entry in self.index.shards().values()}
-        on_disk = set(files.content_names(self.root, shard.FOLDER, shard.SUFFIX))
-        gone = [number for name, number in indexed.items() if name not in on_disk]
+        gone, unindexed = self._disagreement()
         if gone:
             self.index.drop(gone)
-        unindexed = sorted(on_disk - indexed.keys())
         for name in unindexed:
             if not shard.sound(self.root, name):
                 raise DamageError(
@@ -278,6 +271,17 @@ class Store:
             found = shard.open_shard(self.root, name)
             self.index.commit(name, found.fingerprint, found.spec, found.keys.tolist(), found.nbytes)
         return len(unindexed)
+
+    def settled(self) -> bool:
+        """Whether the index agrees with the shards on disk, so that there is nothing to reconcile."""
+        return self._disagreement() == ([], [])
+
+    def _disagreement(self) -> tuple[list[int], list[str]]:
+        """Numbers of indexed shards that are gone, and names of shards that are not indexed."""
+        indexed = {entry.name: entry.number for entry in self.index.shards().values()}
+        on_disk = set(files.content_names(self.root, shard.FOLDER, shard.SUFFIX))
+        gone = [number for name, number in indexed.items() if name not in on_disk]
+        return gone, sorted(on_disk - indexed.keys())
 
     def _shard(self, name: str) -> shard.Shard:
         mapped = self._mapped.pop(name, None) or shard.open_shard(self.root, name)

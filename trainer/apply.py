@@ -96,7 +96,7 @@ def _use(run: Run | str | Path, data: Any, store: Store, *, targets: bool, progr
     columns = rows.transform(config, fitted, cells, dataset.label, targets=targets)
     clock.begin("build")
     texts = {name: state for name, state in states.items() if isinstance(state, FittedText)}
-    built = rows.build_texts(config, data, dataset, store, trained=texts, progress=clock.building(dataset.label))
+    built = rows.build_texts(config, dataset, store, trained=texts, progress=clock.building(dataset.label))
     clock.begin("gather")
     joined = rows.join(config, columns, rows.gather(built, store), texts, dataset.label)
     device = default_device()

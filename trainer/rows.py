@@ -20,7 +20,7 @@ from cachestore.manifest import MISSING, PRESENT, SKIPPED
 from cachestore.store import Store
 from trainer import features
 from trainer.batches import CachedBatches
-from trainer.feature_schema import TextInput
+from trainer.feature_schema import CategoryOutput, TextInput
 from trainer.features import Fitted
 from trainer.features.cells import Column as ArrowColumn
 from trainer.features.read import read_columns
@@ -119,13 +119,18 @@ def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str
 
 
 def fit(config: Config, cells: Mapping[str, ArrowColumn], train: NDArray[np.bool_], where: str) -> dict[str, Fitted]:
-    """The state of every feature but the texts, learnt from the rows that ``train`` marks."""
+    """The state of every feature but the texts, learnt from the rows that ``train`` marks.
+
+    The classes of a category output are those of all rows: a rare one that the split keeps from training is no fault.
+    """
+    everywhere = np.ones_like(train)
     states: dict[str, Fitted] = {}
     for feature in config.input_features:
         if not isinstance(feature, TextInput):
             states[feature.name] = features.fit_input(feature, cells[feature.column], train, where)
     for output in config.output_features:
-        states[output.name] = features.fit_output(output, cells[output.column], train, where)
+        learnt = everywhere if isinstance(output, CategoryOutput) else train
+        states[output.name] = features.fit_output(output, cells[output.column], learnt, where)
     return states
 
 
@@ -149,7 +154,6 @@ def transform(
 
 def build_texts(
     config: Config,
-    data: Any,
     dataset: Dataset,
     store: Store,
     *,
@@ -171,7 +175,7 @@ def build_texts(
         ):  # a build has one encoder per column: others of a column get a name of their own
             name = f"{name}-{number + 1}"
         encoders = {feature.column: feature.encoder for feature in group}
-        groups.append((tuple(group), run_build(store, data, encoders, name=name, progress=progress)))
+        groups.append((tuple(group), run_build(store, dataset, encoders, name=name, progress=progress)))
     return Built(tuple(groups))
 
 

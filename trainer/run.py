@@ -162,7 +162,7 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
 
     clock.begin("build")
     built = {
-        name: rows.build_texts(config, sources[name], dataset, store, progress=clock.building(dataset.label))
+        name: rows.build_texts(config, dataset, store, progress=clock.building(dataset.label))
         for name, dataset in opened.items()
     }
 

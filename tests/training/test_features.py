@@ -328,7 +328,7 @@ def test_classes_of_an_output() -> None:
 def test_a_class_in_no_training_row_is_refused() -> None:
     message = refused(CategoryOutput(name="y", column="topic"), ["card", "loan", "crad", "x"], [0, 1])
     assert message.startswith(
-        "d.csv, column 'topic', data row 2 (counted from 0): the class 'crad' is in no training row"
+        "d.csv, column 'topic', data row 2 (counted from 0): the class 'crad' is in no row of the training data"
     )
     assert "did you mean 'card'?" in message
     assert "'card', 'loan'" in message
@@ -346,7 +346,7 @@ def test_a_constant_class_for_missing_targets() -> None:
     assert isinstance(state, FittedCategory)
     assert state.vocabulary == ("a", "other")
     assert column.values.tolist() == [0, 1, 0]
-    assert "the class 'other' is in no training row" in refused(feature, ["a", "b", None], [0, 1])
+    assert "the class 'other' is in no row of the training data" in refused(feature, ["a", "b", None], [0, 1])
 
 
 @pytest.mark.parametrize(("strategy", "value"), [("fill_with_mode", 0), ("bfill", 1), ("ffill", 0)])

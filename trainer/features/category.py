@@ -71,16 +71,14 @@ def transform_input(
 
 
 def fit_output(feature: CategoryOutput, cells: c.Column, train: NDArray[np.bool_], where: str) -> FittedCategory:
-    """The classes of the training rows. Raises DataError when there are fewer than two."""
+    """The classes of the rows that ``train`` marks. Raises DataError when there are fewer than two."""
     preprocessing = feature.preprocessing
     strategy, constant = preprocessing.missing_value_strategy, preprocessing.fill_value
     counts = _counts(c.texts(cells, where, feature.column), train, strategy, constant)
     classes = tuple(text for text, _ in counts)
     if len(classes) < 2:
         held = f"only the class {classes[0]!r}" if classes else "no class"
-        raise DataError(
-            f"{where}, column {feature.column!r} has {held} in the training rows; a category output needs two"
-        )
+        raise DataError(f"{where}, column {feature.column!r} has {held}; a category output needs two")
     if strategy == "drop_row":
         return FittedCategory(classes, None)
     if strategy == "fill_with_const":
@@ -107,7 +105,7 @@ def transform_output(
 
 def _refuse_class(feature: CategoryOutput, state: FittedCategory, where: str, row: int, name: str) -> None:
     classes = ", ".join(map(repr, state.vocabulary[:_SHOWN])) + (", …" if len(state.vocabulary) > _SHOWN else "")
-    why = f"the class {c.shown(name)} is in no training row{nearest(name, state.vocabulary)}"
+    why = f"the class {c.shown(name)} is in no row of the training data{nearest(name, state.vocabulary)}"
     c.refuse(where, feature.column, row, f"{why}. The model knows {classes}")
 
 
