@@ -91,14 +91,18 @@ def _text(predictions: Predictions, file: Path | None) -> str:
 
 
 def _csv(columns: Mapping[str, NDArray[Any]]) -> str:
-    from trainer.checkpoint import plain
-
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    cells = [plain(values.tolist()) for values in columns.values()]  # NaN and None are empty cells
-    writer.writerows(zip(*cells, strict=True))
+    writer.writerows(zip(*map(_cells, columns.values()), strict=True))
     return text.getvalue()
+
+
+def _cells(values: NDArray[Any]) -> list[str | None]:
+    """Texts as they are; numbers with the digits that their type holds, which ``tolist`` would add to; NaN is empty."""
+    if values.dtype.kind != "f":
+        return values.tolist()  # type: ignore[no-any-return]
+    return [None if value != value else str(value) for value in values]  # noqa: PLR0124  # NaN is not itself
 
 
 def _write(columns: Mapping[str, NDArray[Any]], file: Path) -> None:

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from cachestore import errors
-from cachestore.encoders.spec import TYPES
+from cachestore.encoders.spec import TYPES, HashingSettings, TextSettings
 from cli.app import app
+from trainer import feature_schema, schema
+from trainer.combiners import ConcatCombiner
+from trainer.layers import DecoderLayers
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(
@@ -48,6 +52,23 @@ def test_the_blocks_run(tmp_path: Path) -> None:
 def test_every_marked_block_is_recognised() -> None:
     text = README.read_text(encoding="utf-8")
     assert len(re.findall(r"^<!-- ", text, re.M)) == len(BLOCK.findall(text))
+
+
+SECTIONS = (
+    *(feature_schema.TextInput, feature_schema.CategoryInput, feature_schema.TextPreprocessing),
+    *(feature_schema.NumberPreprocessing, feature_schema.CategoryPreprocessing, feature_schema.BinaryPreprocessing),
+    *(feature_schema.CategoryOutput, feature_schema.BinaryOutput, feature_schema.NumberOutput),
+    *(feature_schema.DenseCategory, HashingSettings, TextSettings, ConcatCombiner, DecoderLayers),
+    *(schema.TrainerConfig, schema.Scheduler, schema.AdamW, schema.SGD, schema.RandomSplit, schema.FixedSplit),
+    *(schema.Config, schema.Preprocessing),
+)
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_setting_is_in_the_config_reference(section: type[BaseModel]) -> None:
+    reference = README.read_text(encoding="utf-8").split("## Config reference")[1]
+    words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`|\*\*[^*]+\*\*", reference))))
+    assert set(section.model_fields) <= words
 
 
 def test_every_command_encoder_and_exit_code_is_in_the_readme() -> None:
