@@ -149,7 +149,7 @@ def _text(summary: dict[str, Any]) -> str:
             f"    cachestore ls --store {summary['store']}",
             f"    cachestore evaluate {summary['directory']}/runs/warm {summary['directory']}/test.csv"
             f" --store {summary['store']}",
-            f"Nothing else was written; delete {summary['directory']} when you are done with it.",
+            f"The files of this tour are in {summary['directory']}; delete it when you are done.",
         )
     )
 
