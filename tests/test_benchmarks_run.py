@@ -12,7 +12,6 @@ import pytest
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALL: dict[str, dict[str, Any]] = {
     "bench_step": {"rows": 256, "epochs": 1, "turns": 1},
-    "bench_warm_train": {"rows": 308, "epochs": 1, "turns": 1},
     "bench_warm_train": {"rows": 200, "epochs": 1, "turns": 1},
 }
 
