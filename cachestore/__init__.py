@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from cachestore import errors
 from cachestore.build import build
 from cachestore.encoders import Encoder
 from cachestore.manifest import Manifest
 from cachestore.store import Store, open_store
 
-__all__ = ["Encoder", "Manifest", "Store", "build", "open_store"]
+__all__ = ["Encoder", "Manifest", "Store", "build", "errors", "open_store"]
 __version__ = "0.1.0"

@@ -20,7 +20,7 @@ from cachestore import dataset as datasets
 from cachestore import manifest as manifests
 from cachestore.dataset import Dataset, SkippedCell
 from cachestore.encoders import Encoder, EncoderLike
-from cachestore.errors import DataError, ManifestNotFound, UsageError
+from cachestore.errors import DataError, EncoderError, ManifestNotFound, UsageError
 from cachestore.fill import Fill, Limits
 from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint, keys
 from cachestore.manifest import CHUNK_ROWS, MISSING, PRESENT, SKIPPED, Manifest, ManifestColumn, write_chunk
@@ -159,15 +159,12 @@ class _Running:
 
     def finish(self) -> Build:
         before = _status(self.dataset)
-        for batch in self.dataset.batches([column.name for column in self.columns]):
-            at = 0
-            while at < batch.num_rows:
-                taken = min(batch.num_rows - at, CHUNK_ROWS - self.open_rows)
-                self.take(batch.slice(at, taken))
-                at += taken
-            self.report()
-        if self.open_rows or not self.chunks:
-            self.close_chunk()
+        try:
+            self.read()
+        except (KeyboardInterrupt, DataError, EncoderError):
+            for fill in self.fills.values():
+                fill.keep()  # what was encoded outlives what stopped the build
+            raise
         self.report()
         if _status(self.dataset) != before:
             raise DataError(f"{self.dataset.label} changed while it was read. Run again; what was encoded is kept.")
@@ -182,6 +179,18 @@ class _Running:
         written = sum(fill.bytes_written for fill in self.fills.values())
         seconds = time.monotonic() - self.began
         return Build(manifest, None, counts, tuple(self.skipped_cells), written, seconds, recognised=False)
+
+    def read(self) -> None:
+        """Take every row, encode what the store lacks, write the chunks."""
+        for batch in self.dataset.batches([column.name for column in self.columns]):
+            at = 0
+            while at < batch.num_rows:
+                taken = min(batch.num_rows - at, CHUNK_ROWS - self.open_rows)
+                self.take(batch.slice(at, taken))
+                at += taken
+            self.report()
+        if self.open_rows or not self.chunks:
+            self.close_chunk()
 
     def take(self, batch: Any) -> None:
         """Add the rows of a record batch, all of which fit the open chunk."""

@@ -3,6 +3,7 @@
     CachestoreError                    1   never raised itself
     ├── UsageError                     2   an argument, path or name that cannot be used
     ├── ConfigError                    2   a config with one or more faults
+    │   └── TrainingDiverged           2   settings under which the loss became NaN or infinite
     ├── DataError                      2   input data that cannot be read or used
     │   └── ColumnNotFound             2   a column the data does not have
     ├── EncoderError                   2   an encoder that cannot be found, loaded or trusted
@@ -40,9 +41,13 @@ class UsageError(CachestoreError):
 
 
 class ConfigError(CachestoreError):
-    """A config has faults; the message lists all of them, one per line, each with its path."""
+    """A config has faults; the message lists all of them, each with its path: one in a line, several below each other."""
 
     exit_code = 2
+
+
+class TrainingDiverged(ConfigError):
+    """The loss became NaN or infinite; names the epoch, the step and the learning rate."""
 
 
 class DataError(CachestoreError):

@@ -77,8 +77,13 @@ class Fill:
         """Encode and store everything taken so far."""
         if self._window:
             self._encode()
+        self.keep()
+
+    def keep(self) -> None:
+        """Store what is encoded; payloads still waiting to be encoded are left."""
         if self._keys:
-            self._close_shard()
+            self.bytes_written += self._put(list(self._keys), np.concatenate(self._vectors))
+        self._keys, self._vectors, self._nbytes = {}, [], 0
 
     def _encode(self) -> None:
         began = time.monotonic()
@@ -108,14 +113,9 @@ class Fill:
             or self._nbytes >= limits.shard_bytes
             or self._age() >= limits.shard_seconds
         ):
-            self._close_shard()
+            self.keep()
         if self._tick:
             self._tick()
-
-    def _close_shard(self) -> None:
-        if self._keys:
-            self.bytes_written += self._put(list(self._keys), np.concatenate(self._vectors))
-        self._keys, self._vectors, self._nbytes = {}, [], 0
 
     def _age(self) -> float:
         return time.monotonic() - self._opened

@@ -10,7 +10,7 @@ import typer
 from cli.app import app
 
 NAMES = {
-    "cachestore": {"Encoder", "Manifest", "Store", "build", "open_store"},
+    "cachestore": {"Encoder", "Manifest", "Store", "build", "errors", "open_store"},
     "trainer": {"evaluate", "load_config", "open_run", "predict", "train"},
     "cli": set(),
 }

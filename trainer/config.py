@@ -56,8 +56,8 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
     if config is not None:
         return config
     found = list(dict.fromkeys(found))
-    count = "1 fault" if len(found) == 1 else f"{len(found)} faults"
-    raise ConfigError("\n".join([f"{where} has {count}:", *found]))
+    head = f"{where}: " if len(found) == 1 else f"{where} has {len(found)} faults:\n"
+    raise ConfigError(head + "\n".join(found))
 
 
 def _read(data: Mapping[str, Any], found: list[str]) -> Config | None:

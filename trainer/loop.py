@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from cachestore.errors import ConfigError, DataError
+from cachestore.errors import DataError, TrainingDiverged
 from trainer.batches import Batch, CachedBatches, bounds
 from trainer.metrics import better
 from trainer.model import Model, Output
@@ -24,10 +24,6 @@ COMBINED = "combined"  # holds the weighted sum of the losses when there are sev
 _EVALUATION_ROWS = 1024
 _SHARED_FLOP = 100_000_000  # of one step, forward and backward
 _PENDING_SCORES = 1 << 22  # scores kept before they are reduced to what the metrics need: 16 MiB
-
-
-class TrainingDiverged(ConfigError):
-    """The loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,22 @@ def test_an_encoder_that_fails_keeps_what_was_stored(store):
         run(store, {"text": texts}, {"text": Failing()}, limits=Limits(shard_rows=10, window_rows=5))
     encoder = CountingEncoder()
     run(store, {"text": texts}, {"text": encoder}, limits=Limits(shard_rows=10, window_rows=5))
-    assert encoder.seen[0] == b"row 20"
+    assert encoder.seen[0] == b"row 25"  # five rows were encoded and not yet a full shard
+
+
+def test_ctrl_c_keeps_what_was_encoded(store):
+    class Interrupted(CountingEncoder):
+        def encode(self, payloads):
+            if self.seen:
+                raise KeyboardInterrupt
+            return super().encode(payloads)
+
+    texts = [f"row {row}" for row in range(40)]
+    with pytest.raises(KeyboardInterrupt):
+        run(store, {"text": texts}, {"text": Interrupted()}, limits=Limits(window_rows=5))
+    encoder = CountingEncoder()
+    assert run(store, {"text": texts}, {"text": encoder}).counts.hits == 5
+    assert encoder.seen[0] == b"row 5"
 
 
 def test_a_file_that_changes_while_it_is_read_is_no_version(store, tmp_path):

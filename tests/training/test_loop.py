@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from cachestore.errors import ConfigError, DataError
+from cachestore.errors import ConfigError, DataError, TrainingDiverged
 from tests.training.heads import CLASSES, classifier, clusters, three_decoders, three_outputs
 from trainer.batches import CachedBatches
-from trainer.loop import COMBINED, EpochDone, FitSettings, Fitted, TrainingDiverged, evaluate, fit, predict
+from trainer.loop import COMBINED, EpochDone, FitSettings, Fitted, evaluate, fit, predict
 from trainer.model import Model
 from trainer.optim import Adam
 
