@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -39,6 +42,18 @@ class CachedBatches:
         lengths = {len(tensor) for group in (self.inputs, self.targets, self.missing) for tensor in group.values()}
         if len(lengths) > 1:
             raise ValueError(f"the tensors of one split have different lengths: {sorted(lengths)}")
+
+    @classmethod
+    def from_arrays(
+        cls,
+        inputs: Mapping[str, NDArray[Any]],
+        targets: Mapping[str, NDArray[Any]],
+        missing: Mapping[str, NDArray[Any]],
+        rows: NDArray[np.bool_],
+    ) -> CachedBatches:
+        """The rows marked by ``rows``, in their order. An array that is taken whole is shared, not copied."""
+        groups = (inputs, targets, missing)
+        return cls(*({name: _tensor(values, rows) for name, values in group.items()} for group in groups))
 
     @property
     def rows(self) -> int:
@@ -84,6 +99,11 @@ def bounds(rows: int, batch_size: int) -> list[tuple[int, int]]:
     if len(starts) > 1 and rows - starts[-1] == 1:
         starts.pop()
     return list(zip(starts, [*starts[1:], rows], strict=True)) if rows else []
+
+
+def _tensor(values: NDArray[Any], rows: NDArray[np.bool_]) -> Tensor:
+    picked = values if rows.all() and values.flags.writeable else values[rows]
+    return torch.from_numpy(np.ascontiguousarray(picked))
 
 
 def _vector(tensor: Tensor) -> Tensor:

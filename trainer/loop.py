@@ -58,7 +58,7 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """What ``fit`` did. The model holds the weights of ``best_epoch``: the last one when there was no validation."""
 
     epochs: int
@@ -74,7 +74,7 @@ def fit(
     optimizer: Optimizer,
     settings: FitSettings,
     on_epoch: Callable[[EpochDone], None],
-) -> Fitted:
+) -> FitResult:
     """Train until the epochs are done or ``early_stop`` epochs in a row brought no better validation metric.
 
     Training metrics are those of the predictions made while the weights moved, unless ``evaluate_training_set``.
@@ -137,7 +137,7 @@ def fit(
                 break
     if best is not None:
         model.load_state_dict(best.state)
-    return Fitted(epoch, best.epoch if best is not None else epoch, time.perf_counter() - began)
+    return FitResult(epoch, best.epoch if best is not None else epoch, time.perf_counter() - began)
 
 
 def evaluate(
@@ -180,14 +180,13 @@ class Tally:
         self._pending_scores = 0
         self._observed: dict[str, list[dict[str, Tensor]]] = {name: [] for name in model.outputs}
         self._losses: dict[str, list[Tensor]] = {name: [] for name in model.outputs}
+        self._weights: dict[str, list[Tensor | int]] = {name: [] for name in model.outputs}
         self._totals: list[Tensor] = []
-        self._rows: list[int] = []
 
     def add(self, output: Output, batch: Batch) -> bool:
         """Take one batch; returns whether the scores that waited were reduced now, a good moment to look at losses."""
         assert output.loss is not None  # a batch without targets is a bug of the caller
         self._totals.append(output.loss.detach())
-        self._rows.append(batch.rows)
         for name, loss in output.losses.items():
             self._losses[name].append(loss.detach())
         scores = {name: tensor.detach() for name, tensor in output.scores.items()}
@@ -204,27 +203,30 @@ class Tally:
         return int(bad[0].item()) if len(bad) else None
 
     def metrics(self) -> Metrics:
-        """Of every output feature: its loss as the mean over rows, and its decoder's metrics."""
+        """Of every output feature: its loss over all rows, however they were batched, and its decoder's metrics."""
         self._reduce()
         found: Metrics = {}
         for name, parts in self._observed.items():
             observed = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-            found[name] = {"loss": self._mean(self._losses[name]), **self._model.decoder(name).metrics(observed)}
+            found[name] = {"loss": self._loss(name), **self._model.decoder(name).metrics(observed)}
         if len(found) > 1:
-            found[COMBINED] = {"loss": self._mean(self._totals)}
+            losses = (found[name]["loss"] * weight for name, weight in self._model.weights.items())
+            found[COMBINED] = {"loss": sum(losses, 0.0)}
         return found
 
-    def _mean(self, losses: list[Tensor]) -> float:
-        values = torch.stack(losses).double().cpu()
-        rows = torch.tensor(self._rows, dtype=torch.float64)
-        return float((values @ rows / rows.sum()).item())
+    def _loss(self, name: str) -> float:
+        losses = torch.stack(self._losses[name]).double().cpu()
+        weights = torch.stack([torch.as_tensor(weight) for weight in self._weights[name]]).double().cpu()
+        return float((losses @ weights / weights.sum()).item())
 
     def _reduce(self) -> None:
         if self._pending:
             for name, observed in self._observed.items():
+                decoder = self._model.decoder(name)
+                self._weights[name] += [decoder.loss_weight(targets[name]) for _, targets in self._pending]
                 scores = torch.cat([scores[name] for scores, _ in self._pending])
                 targets = torch.cat([targets[name] for _, targets in self._pending])
-                observed.append(self._model.decoder(name).observe(scores, targets))
+                observed.append(decoder.observe(scores, targets))
             self._pending.clear()
             self._pending_scores = 0
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from cachestore.build import Build, Progress, default_name
+from cachestore.build import Build, Progress
 from cachestore.build import run as run_build
 from cachestore.dataset import Dataset, SkippedCell
 from cachestore.errors import DataError, EncoderError
@@ -58,9 +56,7 @@ class Columns:
 
     def select(self, rows: NDArray[np.bool_]) -> CachedBatches:
         """The rows marked by ``rows`` that can be used, as contiguous tensors in dataset order."""
-        picked = rows & (self.drop == "")
-        groups = (self.inputs, self.targets, self.missing)
-        return CachedBatches(*({name: _tensor(values, picked) for name, values in group.items()} for group in groups))
+        return CachedBatches.from_arrays(self.inputs, self.targets, self.missing, rows & (self.drop == ""))
 
     def dropped(self, rows: NDArray[np.bool_] | None = None) -> dict[str, int]:
         """How many rows are not used, by reason; a row with several counts for the first."""
@@ -169,13 +165,10 @@ def build_texts(
         texts = [_as_trained(feature, trained[feature.name], store) for feature in texts]
     groups = []
     for number, group in enumerate(_groups(texts)):
-        name = default_name(dataset)
-        if (
-            name is not None and number
-        ):  # a build has one encoder per column: others of a column get a name of their own
-            name = f"{name}-{number + 1}"
         encoders = {feature.column: feature.encoder for feature in group}
-        groups.append((tuple(group), run_build(store, dataset, encoders, name=name, progress=progress)))
+        # a run's data gets the name of its file, by the first build; what a run is applied to gets none
+        named = trained is None and number == 0
+        groups.append((tuple(group), run_build(store, dataset, encoders, named=named, progress=progress)))
     return Built(tuple(groups))
 
 
@@ -277,8 +270,3 @@ def _mark(drop: NDArray[np.object_] | None, rows: NDArray[np.bool_], reason: str
     marked = np.full(len(rows), "", object) if drop is None else drop.copy()
     marked[rows & (marked == "")] = reason
     return marked
-
-
-def _tensor(values: NDArray[Any], rows: NDArray[np.bool_]) -> Tensor:
-    picked = values if rows.all() and values.flags.writeable else values[rows]
-    return torch.from_numpy(np.ascontiguousarray(picked))

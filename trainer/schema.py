@@ -90,7 +90,7 @@ class TrainerConfig(Frozen):
 def _check_probabilities(value: tuple[float, ...]) -> tuple[float, ...]:
     if abs(sum(value) - 1) > 1e-6 or value[0] == 0:
         raise PydanticCustomError(
-            "probabilities", "the shares of training, validation and test must sum to 1, training above 0"
+            "probabilities", "the shares of train, validation and test must sum to 1, train above 0"
         )
     return value
 
@@ -107,7 +107,7 @@ class RandomSplit(Frozen):
 
 
 class FixedSplit(Frozen):
-    """As a column says: 0, 1, 2 or training, validation, test."""
+    """As a column says: 0, 1, 2 or train, validation, test."""
 
     type: Literal["fixed"] = "fixed"
     column: Name = "split"

@@ -14,14 +14,14 @@ from trainer.schema import FixedSplit, HashSplit, RandomSplit, SplitConfig, Stra
 
 Shares: TypeAlias = tuple[float, float, float]
 
-TRAINING, VALIDATION, TEST = 0, 1, 2
+TRAIN, VALIDATION, TEST = 0, 1, 2
 _WORDS: Final = {
-    **dict.fromkeys(("0", "training", "train"), TRAINING),
+    **dict.fromkeys(("0", "train", "training"), TRAIN),
     **dict.fromkeys(("1", "validation", "valid", "val", "dev"), VALIDATION),
     **dict.fromkeys(("2", "test"), TEST),
 }
 MISSING: Final = b"\0missing"  # what a missing value hashes as
-_NAMES: Final = ("training", "validation", "test")
+_NAMES: Final = ("train", "validation", "test")
 
 
 def split(config: SplitConfig, cells: c.Column | None, rows: int, seed: int, where: str) -> NDArray[np.int8]:
@@ -77,7 +77,7 @@ def _drawn(codes: NDArray[np.integer[Any]], shares: Shares, seed: int, *, least:
     place = np.arange(len(codes)) - (np.cumsum(sizes) - sizes)[ordered]
     parts = np.zeros(len(codes), np.int8)
     parts[order] = np.where(
-        place < validation[ordered], VALIDATION, np.where(place < (validation + test)[ordered], TEST, TRAINING)
+        place < validation[ordered], VALIDATION, np.where(place < (validation + test)[ordered], TEST, TRAIN)
     )
     return parts
 
@@ -88,9 +88,9 @@ def _hashed(text: c.StringArray, shares: Shares) -> NDArray[np.int8]:
     values = c.as_bytes(encoded.dictionary)
     digests = [xxhash.xxh3_64_intdigest(MISSING if value is None else value) for value in values]
     place = np.array(digests, np.uint64) / 2.0**64
-    part = np.where(place < shares[0], TRAINING, np.where(place < shares[0] + shares[1], VALIDATION, TEST))
+    part = np.where(place < shares[0], TRAIN, np.where(place < shares[0] + shares[1], VALIDATION, TEST))
     if shares[2] == 0:
-        part = np.where(part == TEST, VALIDATION if shares[1] else TRAINING, part)  # the last bit of a sum of shares
+        part = np.where(part == TEST, VALIDATION if shares[1] else TRAIN, part)  # the last bit of a sum of shares
     result: NDArray[np.int8] = part.astype(np.int8)[c.values(encoded.indices)]
     return result
 
@@ -104,5 +104,5 @@ def _fixed(text: c.StringArray, where: str, column: str) -> NDArray[np.int8]:
         row = int((parts < 0).argmax())
         given = text[row].as_py()
         said = "the cell is empty" if given is None else f"{c.shown(given)} is no split"
-        c.refuse(where, column, row, f"{said}; write 0, 1 or 2, or training, validation or test")
+        c.refuse(where, column, row, f"{said}; write 0, 1 or 2, or train, validation or test")
     return parts

@@ -42,11 +42,14 @@ def three_outputs(rows: int, seed: int = 0) -> CachedBatches:
     )
 
 
-def classifier(layers: int = 0, dropout: float = 0.0, seed: int = 0) -> Model:
+def classifier(
+    layers: int = 0, dropout: float = 0.0, seed: int = 0, class_weights: dict[str, float] | None = None
+) -> Model:
     """A model of one vector and the output ``kind``."""
     torch.manual_seed(seed)
     combiner = ConcatCombiner(num_fc_layers=layers, output_size=16, dropout=dropout).build({"text": DIM})
-    decoder = CategoryClassifier().build(combiner.dim, CLASSES, SoftmaxCrossEntropy(), top_k=2, where="kind")
+    loss = SoftmaxCrossEntropy(class_weights=class_weights)
+    decoder = CategoryClassifier().build(combiner.dim, CLASSES, loss, top_k=2, where="kind")
     return Model({"text": nn.Identity()}, (), combiner, {"kind": decoder}, {"kind": 1.0})
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,20 @@ def test_half_precision_vectors_become_float32_in_the_batch() -> None:
     for found in (next(batches.in_order(6)), next(batches.shuffled(6, generator()))):
         assert found.inputs["text"].dtype == torch.float32
         assert torch.equal(found.inputs["text"].sum(), vectors.float().sum()) or found.targets == {}
+
+
+def test_arrays_become_contiguous_tensors_of_the_marked_rows() -> None:
+    vectors, kinds = np.arange(12, dtype=np.float16).reshape(4, 3), np.arange(4)
+    picked = CachedBatches.from_arrays(
+        {"text": vectors[:, ::2]}, {"kind": kinds}, {}, np.array([True, False, True, True])
+    )
+    assert picked.inputs["text"].tolist() == [[0, 2], [6, 8], [9, 11]]
+    assert picked.inputs["text"].is_contiguous()
+    assert picked.targets["kind"].tolist() == [0, 2, 3]
+    kinds.flags.writeable = False  # torch warns of these, so they are copied
+    whole = CachedBatches.from_arrays({"text": vectors}, {"kind": kinds}, {}, np.ones(4, np.bool_))
+    assert whole.inputs["text"].data_ptr() == vectors.ctypes.data
+    assert whole.targets["kind"].tolist() == [0, 1, 2, 3]
 
 
 def test_tensors_of_different_lengths_are_refused() -> None:

@@ -302,13 +302,11 @@ def test_all_faults_stand_in_one_report() -> None:
         ),
         (
             {"preprocessing": {"split": {"probabilities": [0.5, 0.1, 0.2]}}},
-            "preprocessing.split.probabilities: the shares of training, validation and test must sum to 1, "
-            "training above 0",
+            "preprocessing.split.probabilities: the shares of train, validation and test must sum to 1, train above 0",
         ),
         (
             {"preprocessing": {"split": {"probabilities": [0, 0.5, 0.5]}}},
-            "preprocessing.split.probabilities: the shares of training, validation and test must sum to 1, "
-            "training above 0",
+            "preprocessing.split.probabilities: the shares of train, validation and test must sum to 1, train above 0",
         ),
         (
             {"preprocessing": {"split": {"probabilities": [1.0]}}},

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from cachestore.errors import ConfigError, DataError, TrainingDiverged
-from tests.training.heads import CLASSES, classifier, clusters, three_decoders, three_outputs
+from tests.training.heads import CLASSES, DIM, classifier, clusters, three_decoders, three_outputs
 from trainer.batches import CachedBatches
-from trainer.loop import COMBINED, EpochDone, FitSettings, Fitted, evaluate, fit, predict
+from trainer.combiners import ConcatCombiner
+from trainer.decoders import BinaryRegressor, BinaryWeightedCrossEntropy
+from trainer.loop import COMBINED, EpochDone, FitResult, FitSettings, evaluate, fit, predict
 from trainer.model import Model
 from trainer.optim import Adam
 
@@ -27,7 +29,7 @@ def kinds(rows: int, seed: int = 0, noise: float = 0.5) -> CachedBatches:
 
 def run(
     model: Model, train: CachedBatches, validation: CachedBatches | None = None, **changes: object
-) -> tuple[Fitted, list[EpochDone]]:
+) -> tuple[FitResult, list[EpochDone]]:
     epochs: list[EpochDone] = []
     settings = dataclasses.replace(SETTINGS, **changes)  # type: ignore[arg-type]
     optimizer = Adam(model.parameters())
@@ -121,7 +123,7 @@ def test_early_stop_counts_epochs_without_improvement_and_restores_the_best_weig
 def test_early_stop_can_be_off_and_needs_a_validation_set() -> None:
     assert run(classifier(), kinds(40), kinds(20), epochs=25, early_stop=-1)[0].epochs == 25
     fitted, epochs = run(classifier(), kinds(40), None, epochs=25, early_stop=1)
-    assert fitted == Fitted(25, 25, fitted.seconds)
+    assert fitted == FitResult(25, 25, fitted.seconds)
     assert "validation" not in epochs[-1].metrics
 
 
@@ -146,6 +148,30 @@ def test_evaluation_does_not_depend_on_the_batch_size() -> None:
     for size in (1, 8, 52):
         for name, metrics in evaluate(model, rows, size).items():
             assert metrics == pytest.approx(whole[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 52, 100])
+def test_the_loss_of_a_split_is_torchs_over_all_rows_whatever_the_batches(batch_size: int) -> None:
+    weights = {"ant": 8.0, "bee": 0.1, "cat": 1.0}
+    model, rows = classifier(class_weights=weights), kinds(53)
+    scores = model(next(rows.in_order(53))).scores["kind"]
+    expected = nn.functional.cross_entropy(scores, rows.targets["kind"], weight=torch.tensor(list(weights.values())))
+    assert evaluate(model, rows, batch_size)["kind"]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 52, 100])
+def test_the_weighted_binary_loss_is_torchs_over_all_rows_too(batch_size: int) -> None:
+    vectors, targets = clusters(53)
+    rows = CachedBatches({"text": vectors}, {"is_bee": (targets == 1).float()})
+    decoder = BinaryRegressor().build(DIM, BinaryWeightedCrossEntropy(positive_class_weight=9.0), 0.5)
+    model = Model(
+        {"text": nn.Identity()}, (), ConcatCombiner().build({"text": DIM}), {"is_bee": decoder}, {"is_bee": 1.0}
+    )
+    scores = model(next(rows.in_order(53))).scores["is_bee"]
+    expected = nn.functional.binary_cross_entropy_with_logits(
+        scores, rows.targets["is_bee"], pos_weight=torch.tensor(9.0)
+    )
+    assert evaluate(model, rows, batch_size)["is_bee"]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_many_scores_are_reduced_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_a_fixed_split_of_other_words_is_refused_with_its_row() -> None:
         split(FixedSplit(), pa.array([0, 1, 3]), 3, 1, "d.csv")
     with pytest.raises(DataError, match=r"data row 1 .*the cell is empty"):
         split(FixedSplit(), pa.array([0, None]), 2, 1, "d.csv")
-    with pytest.raises(DataError, match="leaves none for training"):
+    with pytest.raises(DataError, match="leaves none for train"):
         split(FixedSplit(), pa.array([1, 2]), 2, 1, "d.csv")
 
 

@@ -30,6 +30,9 @@ class Decoder(Protocol):
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
         """A scalar: the mean over the batch."""
 
+    def loss_weight(self, targets: Tensor) -> Tensor | int:
+        """A scalar: what that mean is divided by. Weighted with it, the means of batches average to the mean over a split."""
+
     def observe(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What the metrics need, a few numbers a row."""
 

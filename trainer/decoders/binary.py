@@ -58,6 +58,10 @@ class BinaryDecoder(nn.Module):
         """Mean cross entropy over the batch."""
         return functional.binary_cross_entropy_with_logits(scores.float(), targets, pos_weight=self.positive_weight)
 
+    def loss_weight(self, targets: Tensor) -> int:
+        """The number of rows: ``positive_class_weight`` scales the loss of a row, not what the sum is divided by."""
+        return len(targets)
+
     def observe(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What the metrics need of each row."""
         return {"score": scores.float(), "target": targets}

@@ -76,6 +76,12 @@ class Classifier(nn.Module):
         """Mean cross entropy over the batch; with class weights, the weighted mean."""
         return functional.cross_entropy(scores.float(), targets, weight=self.class_weights)
 
+    def loss_weight(self, targets: Tensor) -> Tensor | int:
+        """The class weights of the batch's rows, summed; without class weights, its number of rows."""
+        if self.class_weights is None:
+            return len(targets)
+        return self.class_weights[targets].sum()
+
     def observe(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What the metrics need of each row, one number each: (rows, classes) scores do not pile up over an epoch."""
         return {"predicted": scores.argmax(dim=1), "rank": metrics.rank(scores, targets), "target": targets}

@@ -88,6 +88,10 @@ class NumberDecoder(nn.Module):
         """Mean error over the batch, of normalised values where targets are normalised."""
         return self.error(scores.float(), targets)
 
+    def loss_weight(self, targets: Tensor) -> int:
+        """The number of rows."""
+        return len(targets)
+
     def observe(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What the metrics need of each row, in the column's own units."""
         value = scores.float()
