@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import platform
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from cachestore import dataset as datasets
 from cachestore import manifest as manifests
 from cachestore.dataset import Dataset, SkippedCell
 from cachestore.encoders import Encoder, EncoderLike
-from cachestore.errors import DataError, EncoderError, ManifestNotFound, UsageError
+from cachestore.errors import DamageError, DataError, EncoderError, ManifestNotFound, UsageError
 from cachestore.fill import Fill, Limits
 from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint, keys
 from cachestore.manifest import CHUNK_ROWS, MISSING, PRESENT, SKIPPED, Manifest, ManifestColumn, write_chunk
@@ -75,7 +77,8 @@ def build(store: Store, data: Any, columns: Mapping[str, EncoderLike], name: str
     """Make sure that every row's vectors are in the store; returns the manifest that lists them.
 
     ``data`` is a path (CSV, TSV, Parquet, JSON Lines, Arrow, Feather), a pandas or pyarrow table, or a mapping of columns;
-    ``columns`` maps each column to embed to its encoder. ``name`` defaults to the file's stem; a table in memory has none.
+    ``columns`` maps each column to embed to its encoder. Without a ``name``, a file goes by its stem, with the name of its folder
+    before it where another file has that name; a table in memory has none.
     """
     return run(store, data, columns, name=name).manifest
 
@@ -86,14 +89,21 @@ def run(
     columns: Mapping[str, EncoderLike],
     *,
     name: str | None = None,
+    named: bool = True,
     progress: Callable[[Progress], None] | None = None,
     limits: Limits | None = None,
 ) -> Build:
-    """As ``build``, and tells what it did. Raises DataError, ColumnNotFound, EncoderError, UsageError and StoreError."""
+    """As ``build``, and tells what it did; with ``named`` false, no name is made to lead to the manifest.
+
+    Raises DataError, ColumnNotFound, EncoderError, UsageError and StoreError.
+    """
     began = time.monotonic()
     dataset = open_columns(data, columns)
-    name = manifests.check_name(name) if name else default_name(dataset)
-    opened = {column: store.open_encoder(encoder) for column, encoder in columns.items()}
+    if name is not None:
+        manifests.check_name(name)
+    elif named and dataset.path is not None:
+        name = _derived_name(store, dataset.path.absolute())
+    opened = {column: store.open_encoder(columns[column]) for column in sorted(columns)}
     source = _source_key(dataset, opened)
     finished = _recognise(store, source)
     if finished is None or (name and not store.leads(name, finished.manifest)):
@@ -106,15 +116,24 @@ def run(
     return replace(finished, name=name, seconds=time.monotonic() - began)
 
 
-def default_name(dataset: Dataset) -> str | None:
-    """The name of a dataset built without one: its file's stem, cleaned of what a name cannot hold."""
-    if dataset.path is None:
-        return None
-    stem = dataset.path.name.split(".")[0]
-    cleaned = "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "-" for letter in stem
-    ).strip("-_")
-    return cleaned[:128] or "data"
+def _derived_name(store: Store, path: Path) -> str:
+    """The name of a file built without one: its stem, or with its folder before it where that is another file's."""
+    stem, folder = path.name.split(".")[0], path.parent.name
+    names = (_cleaned(f"{folder}-{stem}" + (f"-{number}" if number > 1 else "")) for number in itertools.count(1))
+    for name in itertools.chain([_cleaned(stem)], names):
+        if name not in manifests.names(store.root):
+            return name
+        source: Any = store.log(name)[-1].provenance["source"]
+        if source["label"] == str(path):
+            return name
+    raise AssertionError("the names are endless")
+
+
+def _cleaned(text: str) -> str:
+    """The text with everything replaced that a name cannot hold."""
+    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "-" for letter in text)
+    name = kept.strip("-_")[:100] or "data"
+    return name if manifests.can_be_name(name) else f"data-{name}"
 
 
 @dataclass
@@ -145,20 +164,18 @@ class _Running:
         self.dataset = dataset
         self.progress = progress
         self.began = began
-        self.own: set[int] = set()
         self.fills: dict[Fingerprint, Fill] = {}
         self.columns: list[_Column] = []
         for name, encoder in encoders.items():
             identity = fingerprint(encoder.spec)
             if identity not in self.fills:
-                self.fills[identity] = store.fill(encoder, limits, self.own, self.report)
+                self.fills[identity] = store.fill(encoder, limits, self.report)
             self.columns.append(_Column(name, encoder, identity, self.fills[identity]))
         self.rows = self.open_rows = self.hits = self.missing = self.skipped = 0
         self.skipped_cells: list[SkippedCell] = []
         self.chunks: list[tuple[str, int]] = []
 
     def finish(self) -> Build:
-        before = _status(self.dataset)
         try:
             self.read()
         except (KeyboardInterrupt, DataError, EncoderError):
@@ -166,8 +183,6 @@ class _Running:
                 fill.keep()  # what was encoded outlives what stopped the build
             raise
         self.report()
-        if _status(self.dataset) != before:
-            raise DataError(f"{self.dataset.label} changed while it was read. Run again; what was encoded is kept.")
         described = [
             ManifestColumn(column.name, column.fingerprint, column.encoder.spec, column.encoder.dim)
             for column in self.columns
@@ -212,7 +227,7 @@ class _Running:
         added: set[Key] = set()  # the lookup is older than what this batch itself stores
         for key, payload, number in zip(names, payloads, self.store.index.lookup(names).shards.tolist(), strict=True):
             if number >= 0:
-                self.hits += number not in self.own
+                self.hits += number not in fill.shards
             elif key is not None and payload is not None and key not in added:
                 added.add(key)
                 if not fill.holds(key) and key not in fill.refused:
@@ -260,13 +275,6 @@ def open_columns(data: Any, columns: Mapping[str, EncoderLike]) -> Dataset:
     return dataset
 
 
-def _status(dataset: Dataset) -> tuple[int, ...] | None:
-    if dataset.path is None:
-        return None
-    status = dataset.path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def _source_key(dataset: Dataset, encoders: Mapping[str, Encoder]) -> bytes | None:
     """What identifies a finished build of a file: its bytes, how they are read, and which columns go through which encoders."""
     digest = dataset.digest()
@@ -287,7 +295,9 @@ def _recognise(store: Store, source: bytes | None) -> Build | None:
     fact = json.loads(remembered)
     try:
         manifest = store.manifest(fact["manifest"])
-    except ManifestNotFound:
+    except (ManifestNotFound, DamageError):
+        return None  # parsing the file writes it anew
+    if not manifests.has_chunks(store.root, manifest):
         return None
     counts = Counts(manifest.rows, 0, fact["present"], 0, fact["missing"], fact["skipped"])
     cells = tuple(SkippedCell(*cell) for cell in fact["cells"])
@@ -315,7 +325,11 @@ def _provenance(store: Store, dataset: Dataset, finished: Build) -> Mapping[str,
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return {
-        "source": {"label": dataset.label, "digest": dataset.digest(), "options": dict(dataset.options)},
+        "source": {
+            "label": str(dataset.path.absolute()) if dataset.path else dataset.label,
+            "digest": dataset.digest(),
+            "options": dict(dataset.options),
+        },
         "counts": vars(finished.counts),
         "vectors": {
             column.name: int((store.reasons(manifest, column.name) == PRESENT).sum()) for column in manifest.columns

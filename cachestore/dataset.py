@@ -47,15 +47,20 @@ class Cells:
 
 @final
 class Dataset:
-    """Rows of named columns in a fixed order; made by ``open_dataset``."""
+    """Rows of named columns in a fixed order; made by ``open_dataset``.
 
-    def __init__(self, label: str, path: Path | None, reader: Reader) -> None:
+    A file is expected to stay as it was when it was opened: ``digest`` and every pass of ``batches`` end with a DataError when it
+    changed, so that nothing joins two states of one file.
+    """
+
+    def __init__(self, label: str, path: Path | None, reader: Reader, seen: tuple[int, ...] | None) -> None:
         self.label = label
         self.path = path
         self.columns = reader.columns
         self.rows = reader.rows
         self.options = reader.options
         self._reader = reader
+        self._seen = seen
 
     def digest(self) -> str | None:
         """xxh3_128 of the file's bytes in hexadecimal, None for a table in memory."""
@@ -65,6 +70,7 @@ class Dataset:
         with reading(self.label), self.path.open("rb", buffering=0) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+        self._unchanged()
         return digest.hexdigest()
 
     def require(self, columns: Iterable[str]) -> None:
@@ -94,8 +100,13 @@ class Dataset:
         for batch in self._reader.read(columns):
             rows += batch.num_rows
             yield batch
+        self._unchanged()
         if rows == 0:
             raise DataError(f"{self.label} has no rows.")
+
+    def _unchanged(self) -> None:
+        if self.path is not None and _status(self.path) != self._seen:
+            raise DataError(f"{self.label} changed while it was read. Run again; what was encoded is kept.")
 
 
 def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
@@ -108,7 +119,9 @@ def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
     if isinstance(source, Dataset):
         return source
     path = Path(source) if isinstance(source, str | os.PathLike) else None
+    seen = None
     if path is not None:
+        seen = _status(path)
         label, reader = str(path), open_file(path)
     else:
         label, found = f"the {type(source).__name__}", open_memory(source)
@@ -124,7 +137,7 @@ def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
         raise DataError(f"{label} has no columns.")
     if reader.rows == 0:
         raise DataError(f"{label} has no rows.")
-    return Dataset(label, path, reader)
+    return Dataset(label, path, reader, seen)
 
 
 def payloads(batch: pa.RecordBatch, column: str, first_row: int) -> Cells:
@@ -169,6 +182,14 @@ def text_column(array: pa.Array | pa.ChunkedArray, column: str = "text") -> tupl
         binary = pc.if_else(flags, pa.nulls(len(invalid), binary.type), binary)
     with reading(f"Column {column!r}"):
         return binary.cast(pa.string()), invalid
+
+
+def _status(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None  # opening it says what is wrong
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _binary(array: pa.Array, column: str) -> pa.Array:

@@ -42,21 +42,29 @@ def replace_small(root: Path, path: Path, data: bytes) -> None:
     _publish(root, path, data, 0o644)
 
 
-def create_root(root: Path) -> None:
-    """Make the folder of a new store, readable by its owner alone: embeddings are personal data."""
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise translate(error, root) from error
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder of the store durably, if it is not there."""
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder durably, and those above it, where they are not there."""
     if path.is_dir():
         return
+    if path.parent != path:
+        make_folder(path.parent, mode)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        _sync_folder(path.parent)
+        path.mkdir(mode=mode, exist_ok=True)
+        _sync_folder(path.parent)  # an entry that is not synced can be lost, with everything synced below it
+    except OSError as error:
+        raise translate(error, path) from error
+
+
+def make_durable(path: Path) -> None:
+    """Sync a file that another process renamed to its place and may have died before syncing, and the folders that lead to it."""
+    try:
+        descriptor = _open_regular(path)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        for folder in (path.parent, path.parent.parent):
+            _sync_folder(folder)
     except OSError as error:
         raise translate(error, path) from error
 

@@ -18,8 +18,8 @@ from cachestore.encoders import Encoder
 from cachestore.errors import EncoderError
 from cachestore.keys import Key
 
-Put = Callable[[Sequence[Key], NDArray[Any]], int]
-"""Stores vectors (n, dim) of the stored dtype under their keys, durably; returns the bytes written."""
+Put = Callable[[Sequence[Key], NDArray[Any]], tuple[int, int]]
+"""Stores vectors (n, dim) of the stored dtype under their keys, durably; returns the shard's number and its bytes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Fill:
         """Keys whose vector could not be stored, with the reason."""
         self.encoded = 0
         self.bytes_written = 0
+        self.shards: set[int] = set()
+        """Numbers of the shards written."""
         self._dtype = dtype
         self._put = put
         self._limits = limits
@@ -57,14 +59,14 @@ class Fill:
         self._window: dict[Key, bytes] = {}
         self._window_bytes = 0
         self._window_rows = min(256, limits.window_rows)
-        self._keys: dict[Key, None] = {}
-        self._vectors: list[NDArray[Any]] = []
+        self._done: list[tuple[list[Key], NDArray[Any]]] = []
+        self._done_keys: set[Key] = set()
         self._nbytes = 0
         self._opened = time.monotonic()
 
     def holds(self, key: Key) -> bool:
         """Whether a key is on its way into a shard."""
-        return key in self._window or key in self._keys
+        return key in self._window or key in self._done_keys
 
     def add(self, key: Key, payload: bytes) -> None:
         """Take a payload to encode; its key is neither stored nor held nor refused yet."""
@@ -81,9 +83,13 @@ class Fill:
 
     def keep(self) -> None:
         """Store what is encoded; payloads still waiting to be encoded are left."""
-        if self._keys:
-            self.bytes_written += self._put(list(self._keys), np.concatenate(self._vectors))
-        self._keys, self._vectors, self._nbytes = {}, [], 0
+        done, self._done, self._done_keys, self._nbytes = self._done, [], set(), 0
+        if done:
+            number, nbytes = self._put(
+                [key for keys, _ in done for key in keys], np.concatenate([rows for _, rows in done])
+            )
+            self.shards.add(number)
+            self.bytes_written += nbytes
 
     def _encode(self) -> None:
         began = time.monotonic()
@@ -100,16 +106,17 @@ class Fill:
             stored = np.delete(stored, list(reasons), axis=0)
             keys = [key for row, key in enumerate(keys) if row not in reasons]
         self._window, self._window_bytes = {}, 0
-        if not self._keys:
+        if not self._done:
             self._opened = began
+        if keys:
+            self._done.append((keys, stored))  # as one step: an interrupt leaves both or none
+        self._done_keys.update(keys)
         self.encoded += len(keys)
-        self._keys.update(dict.fromkeys(keys))
-        self._vectors.append(stored)
         self._nbytes += stored.nbytes
         self._adapt(time.monotonic() - began)
         limits = self._limits
         if (
-            len(self._keys) >= limits.shard_rows
+            len(self._done_keys) >= limits.shard_rows
             or self._nbytes >= limits.shard_bytes
             or self._age() >= limits.shard_seconds
         ):

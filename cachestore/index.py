@@ -1,41 +1,34 @@
-"""The index: LMDB from key to (shard, row), and small facts worth remembering. The only module that imports lmdb.
+"""The index: from key to (shard, row), and small facts worth remembering.
 
 Everything here is derived: deleted or damaged, it is filled again from the shards. Databases: ``keys`` (key → shard number, row),
-``shards`` (number → name, fingerprint, rows, bytes), ``specs`` (fingerprint → spec) and ``memo`` (digests of files already read).
+``shards`` (number → name, fingerprint, rows, bytes), ``numbers`` (name → number), ``specs`` (fingerprint → spec) and ``memo``
+(digests of files already read, and the builds they gave).
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files
-from cachestore.errors import DamageError, StoreError, StoreFormatError, StoreFull, StoreNotWritable, StoreWriteFailed
+from cachestore import environment
+from cachestore.environment import Environment, Transaction
+from cachestore.errors import StoreError, StoreFormatError
 from cachestore.keys import SIZE, Fingerprint, Json, Key
 
 FORMAT = 1
-_FIRST_MAP_SIZE = 1 << 28  # grows by doubling; address space only, the file holds what is used
 _LOCATION = struct.Struct("<II")
 _SHARD = struct.Struct("<32s32sIQ")
 _NUMBER = struct.Struct(">I")
 _NOWHERE = _LOCATION.pack(0xFFFFFFFF, 0xFFFFFFFF)
-_DATABASES = (b"keys", b"shards", b"specs", b"memo", b"meta")
-_DAMAGED = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.VersionMismatchError, lmdb.PanicError)
-
-# LMDB forbids opening one environment twice in a process, so every Index of a path shares it, counted
-_open: dict[str, _Environment] = {}
-_open_guard = threading.Lock()
+_DATABASES = (b"keys", b"shards", b"numbers", b"specs", b"memo", b"meta")
 _T = TypeVar("_T")
 
 
@@ -57,27 +50,23 @@ class ShardEntry:
     nbytes: int
 
 
-@dataclass
-class _Environment:
-    lmdb: lmdb.Environment
-    databases: Mapping[bytes, Any]
-    readonly: bool
-    pid: int
-    users: int = 0
-
-
 class Index:
     """The open index of one store. Any number of threads and processes may read; LMDB lets one write at a time."""
 
     def __init__(self, folder: Path, *, readonly: bool) -> None:
         self.folder = folder
         self.readonly = readonly
-        self._environment: _Environment | None = _acquire(folder, readonly)
+        self._environment: Environment | None = environment.acquire(folder, _DATABASES, writable=not readonly)
+        try:
+            self._check_format()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the environment back; the last user of a path closes it."""
         if self._environment is not None:
-            _release(self.folder, self._environment)
+            environment.release(self._environment)
             self._environment = None
 
     def lookup(self, keys: Sequence[Key | None]) -> Locations:
@@ -85,7 +74,7 @@ class Index:
         asked = [key for key in keys if key is not None]
         order = _tree_order(asked)
 
-        def read(txn: lmdb.Transaction) -> bytes:
+        def read(txn: Transaction) -> bytes:
             get = txn.get
             return b"".join([get(asked[at], _NOWHERE) for at in order.tolist()])
 
@@ -106,40 +95,59 @@ class Index:
         rows = _tree_order(keys).tolist()
         digest = bytes.fromhex(name)
 
-        def write(txn: lmdb.Transaction, dbs: Mapping[bytes, Any]) -> int:
-            for known, value in txn.cursor(dbs[b"shards"]):
-                if _SHARD.unpack(value)[0] == digest:
-                    return int(_NUMBER.unpack(known)[0])
+        def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> int:
+            known = txn.get(digest, db=dbs[b"numbers"])
+            if known is not None:
+                return int(_NUMBER.unpack(known)[0])
             number = int(_NUMBER.unpack(txn.get(b"next-shard", _NUMBER.pack(0), db=dbs[b"meta"]))[0])
             txn.put(b"next-shard", _NUMBER.pack(number + 1), db=dbs[b"meta"])
             txn.put(_NUMBER.pack(number), _SHARD.pack(digest, fingerprint, len(keys), nbytes), db=dbs[b"shards"])
+            txn.put(digest, _NUMBER.pack(number), db=dbs[b"numbers"])
             txn.put(fingerprint, json.dumps(spec, sort_keys=True).encode(), db=dbs[b"specs"])
-            txn.cursor(dbs[b"keys"]).putmulti(
-                [(keys[row], _LOCATION.pack(number, row)) for row in rows], overwrite=False
-            )
+            _place(txn, dbs, number, keys, rows)
             return number
 
         return self._write(write)
 
     def drop(self, numbers: Iterable[int]) -> int:
-        """Forget shards that are gone, with their keys; returns the keys forgotten."""
+        """Forget shards that are gone, with their keys; returns the keys forgotten. See ``restore``."""
         gone = set(numbers)
 
-        def write(txn: lmdb.Transaction, dbs: Mapping[bytes, Any]) -> int:
+        def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> int:
             lost = [key for key, value in txn.cursor(dbs[b"keys"]) if _LOCATION.unpack(value)[0] in gone]
             for key in lost:
                 txn.delete(key, db=dbs[b"keys"])
             for number in gone:
-                txn.delete(_NUMBER.pack(number), db=dbs[b"shards"])
+                entry = txn.pop(_NUMBER.pack(number), db=dbs[b"shards"])
+                if entry is not None:
+                    txn.delete(_SHARD.unpack(entry)[0], db=dbs[b"numbers"])
             txn.drop(dbs[b"memo"], delete=False)  # it may recognise files whose rows are no longer all here
             return len(lost)
 
         return self._write(write)
 
+    def restore(self, number: int, keys: Sequence[Key]) -> None:
+        """Add the keys of an indexed shard that have no place: after a drop, those that a shard now gone had held as well."""
+        rows = _tree_order(keys).tolist()
+
+        def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> None:
+            _place(txn, dbs, number, keys, rows)
+
+        self._write(write)
+
+    def names(self, numbers: Iterable[int]) -> dict[int, str]:
+        """The names of shards by number; a number that the index does not know is left out."""
+
+        def read(txn: Transaction) -> dict[int, str]:
+            entries = {number: txn.get(_NUMBER.pack(number)) for number in numbers}
+            return {number: _SHARD.unpack(entry)[0].hex() for number, entry in entries.items() if entry is not None}
+
+        return self._read(b"shards", read)
+
     def shards(self) -> dict[int, ShardEntry]:
         """All indexed shards by number."""
 
-        def read(txn: lmdb.Transaction) -> dict[int, ShardEntry]:
+        def read(txn: Transaction) -> dict[int, ShardEntry]:
             entries = {}
             for key, value in txn.cursor():
                 number = _NUMBER.unpack(key)[0]
@@ -164,158 +172,35 @@ class Index:
         if not self.readonly:
             self._write(lambda txn, dbs: txn.put(key, value, db=dbs[b"memo"]))
 
-    def _read(self, database: bytes, body: Callable[[lmdb.Transaction], _T]) -> _T:
-        environment = self._current()
-        try:
-            with _resized(environment, environment.databases[database]) as txn:
-                return body(txn)
-        except lmdb.Error as error:
-            raise _translate(error, self.folder) from error
+    def _read(self, database: bytes, body: Callable[[Transaction], _T]) -> _T:
+        return self._current().read(database, body)
 
-    def _write(self, body: Callable[[lmdb.Transaction, Mapping[bytes, Any]], _T]) -> _T:
-        environment = self._current()
-        while True:
-            try:
-                with environment.lmdb.begin(write=True) as txn:
-                    return body(txn, environment.databases)
-            except lmdb.MapFullError:
-                environment.lmdb.set_mapsize(environment.lmdb.info()["map_size"] * 2)
-            except lmdb.MapResizedError:
-                environment.lmdb.set_mapsize(0)  # another process grew it; take over its size
-            except lmdb.Error as error:
-                raise _translate(error, self.folder) from error
+    def _write(self, body: Callable[[Transaction, Mapping[bytes, Any]], _T]) -> _T:
+        return self._current().write(body)
 
-    def _current(self) -> _Environment:
+    def _current(self) -> Environment:
         if self._environment is None:
             raise StoreError(f"The store of {self.folder} was closed. Open it again with cachestore.open_store.")
         if self._environment.pid != os.getpid():  # forked: an LMDB environment must not cross a fork
-            self._environment = _acquire(self.folder, self.readonly)
+            self._environment = environment.acquire(self.folder, _DATABASES, writable=not self.readonly)
         return self._environment
 
+    def _check_format(self) -> None:
+        number = self._read(b"meta", lambda txn: txn.get(b"format"))
+        if number is None and not self.readonly:
+            self._write(lambda txn, dbs: txn.put(b"format", str(FORMAT).encode(), db=dbs[b"meta"]))
+        elif number is not None and int(bytes(number)) > FORMAT:
+            raise StoreFormatError(
+                f"The index {self.folder} has format {int(bytes(number))}; this version reads up to {FORMAT}. Upgrade cachestore."
+            )
 
-def looks_torn(folder: Path) -> bool:
-    """Whether data.mdb is shorter than its newest meta page says, or is no LMDB file at all: reading it could end the process.
 
-    Never called while this process has the environment open: closing a file drops the process's LMDB locks.
-    """
-    if str(folder) in _open:
-        return False
-    try:
-        data = folder.joinpath("data.mdb")
-        size = data.stat().st_size
-        with data.open("rb") as file:
-            first = file.read(16 + 136)
-            page = struct.unpack_from("<I", first, 40)[0] if len(first) == 152 else 0
-            if not 512 <= page <= 65536:
-                return True
-            file.seek(page)
-            metas = [first, file.read(16 + 136)]
-    except FileNotFoundError:
-        return False
-    if any(len(meta) < 152 or struct.unpack_from("<I", meta, 16)[0] != 0xBEEFC0DE for meta in metas):
-        return True
-    last_page = max(struct.unpack_from("<QQ", meta, 136)[::-1] for meta in metas)[1]
-    return bool(size < (last_page + 1) * page)
+def _place(txn: Transaction, dbs: Mapping[bytes, Any], number: int, keys: Sequence[Key], rows: Sequence[int]) -> None:
+    items = [(keys[row], _LOCATION.pack(number, row)) for row in rows]
+    txn.cursor(dbs[b"keys"]).putmulti(items, overwrite=False)
 
 
 def _tree_order(keys: Sequence[Key]) -> NDArray[np.int64]:
     """Positions of keys in the order of the tree: gets and puts that walk its pages in order are several times faster."""
     # the first eight bytes of a digest order it well enough
     return np.argsort(np.frombuffer(b"".join(keys), ">u8")[:: SIZE // 8])
-
-
-def _acquire(folder: Path, readonly: bool) -> _Environment:
-    with _open_guard:
-        environment = _open.get(str(folder))
-        if environment is not None and environment.pid != os.getpid():
-            environment.lmdb.close()  # this process's copy of the parent's, which must not be used; the parent's stays open
-            environment = None
-        if environment is not None and environment.readonly and not readonly:
-            raise StoreError(
-                f"{folder} is open for reading in this process. Close that store before opening it for writing."
-            )
-        if environment is None:
-            environment = _open_environment(folder, readonly)
-            _open[str(folder)] = environment
-        environment.users += 1
-        return environment
-
-
-def _release(folder: Path, environment: _Environment) -> None:
-    with _open_guard:
-        environment.users -= 1
-        if environment.users == 0 and environment.pid == os.getpid():
-            environment.lmdb.close()
-            if _open.get(str(folder)) is environment:
-                del _open[str(folder)]
-
-
-def _open_environment(folder: Path, readonly: bool) -> _Environment:
-    if not readonly:
-        files.make_folder(folder)
-    # a reader without write permission cannot register in the lock file; its short transactions are safe without
-    lock = os.access(folder, os.W_OK)
-    try:
-        environment = lmdb.open(
-            str(folder),
-            map_size=_FIRST_MAP_SIZE,
-            max_dbs=8,
-            readonly=readonly,
-            lock=lock,
-            readahead=False,
-            max_readers=1024,
-            mode=0o644,
-        )
-        if lock:
-            environment.reader_check()  # frees the slots of killed readers
-        databases = {name: environment.open_db(name, create=not readonly) for name in _DATABASES}
-        _check_format(environment, databases[b"meta"], folder, readonly)
-    except lmdb.Error as error:
-        raise _translate(error, folder) from error
-    return _Environment(environment, databases, readonly, os.getpid())
-
-
-def _check_format(environment: lmdb.Environment, meta: Any, folder: Path, readonly: bool) -> None:
-    with environment.begin(db=meta) as txn:
-        number = txn.get(b"format")
-    if number is None and not readonly:
-        with environment.begin(write=True, db=meta) as txn:
-            txn.put(b"format", str(FORMAT).encode())
-    elif number is not None and int(number) > FORMAT:
-        environment.close()
-        raise StoreFormatError(
-            f"The index {folder} has format {int(number)}; this version reads up to {FORMAT}. Upgrade cachestore."
-        )
-
-
-def _resized(environment: _Environment, database: Any) -> lmdb.Transaction:
-    while True:
-        try:
-            return environment.lmdb.begin(db=database)
-        except lmdb.MapResizedError:
-            environment.lmdb.set_mapsize(0)
-
-
-def _translate(error: lmdb.Error, folder: Path) -> Exception:
-    if isinstance(error, lmdb.NotFoundError) or "No such file" in str(error):
-        return DamageError(
-            f"{folder} holds no index yet. Open the store for writing once: it fills the index from the shards."
-        )
-    if isinstance(error, _DAMAGED):
-        return DamageError(
-            f"The index {folder} is damaged ({error}). Delete that folder: the next build fills it again from the shards."
-        )
-    if isinstance(error, lmdb.DiskError):
-        code = errno.ENOSPC if "No space" in str(error) else errno.EIO
-        return files.translate(OSError(code, str(error)), folder)
-    if isinstance(error, lmdb.ReadonlyError | lmdb.LockError) or "denied" in str(error) or "Read-only" in str(error):
-        return StoreNotWritable(
-            f"Cannot write the index {folder} ({error}). Open the store for reading, or change its permissions."
-        )
-    if "No space" in str(error):
-        return StoreFull(
-            f"No space to write the index {folder} ({error}). Free some space and run again; what was stored is intact."
-        )
-    return StoreWriteFailed(
-        f"The index {folder} cannot be used ({error}). Delete that folder: the next build fills it again."
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -102,17 +102,18 @@ def chunk_id(columns: Sequence[str], keys: Sequence[NDArray[np.void]], reasons: 
     return digest.hexdigest()
 
 
-def read_column(root: Path, manifest: Manifest, name: str) -> tuple[NDArray[np.void], NDArray[np.uint8]]:
-    """Keys (rows,) of a column, zeroed where a row has none, and the reasons (rows,), checked against the chunks' ids."""
+def read_chunks(root: Path, manifest: Manifest, name: str) -> Iterator[tuple[NDArray[np.void], NDArray[np.uint8]]]:
+    """Keys (rows,) of a column, zeroed where a row has none, and reasons (rows,), chunk by chunk, checked against the chunks' ids."""
     names = [column.name for column in manifest.columns]
     at = names.index(manifest.column(name).name)
-    keys = [np.empty(0, f"V{SIZE}")]
-    reasons = [np.empty(0, np.uint8)]
     for identity, rows in manifest.chunks:
-        chunk_keys, chunk_reasons = _read_chunk(root, identity, rows, names)
-        keys.append(chunk_keys[at])
-        reasons.append(chunk_reasons[at])
-    return np.concatenate(keys), np.concatenate(reasons)
+        keys, reasons = _read_chunk(root, identity, rows, names)
+        yield keys[at], reasons[at]
+
+
+def has_chunks(root: Path, manifest: Manifest) -> bool:
+    """Whether the file of every chunk is there."""
+    return all(files.content_path(root, _CHUNKS, identity, ".arrow").exists() for identity, _ in manifest.chunks)
 
 
 def write_manifest(root: Path, columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> Manifest:
@@ -146,11 +147,16 @@ def read_manifest(root: Path, identity: str) -> Manifest:
 
 def check_name(name: str) -> str:
     """The name itself. Raises UsageError when it cannot be one."""
-    if not _NAME.fullmatch(name) or _ID.fullmatch(name):
+    if not can_be_name(name):
         raise UsageError(
             f"{name!r} cannot be a name: use 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit."
         )
     return name
+
+
+def can_be_name(name: str) -> bool:
+    """Whether it can: it is no path and no manifest id."""
+    return bool(_NAME.fullmatch(name)) and not _ID.fullmatch(name)
 
 
 def names(root: Path) -> list[str]:
@@ -186,12 +192,19 @@ def append_version(root: Path, name: str, manifest: Manifest, created: str, prov
     versions = read_log(root, name) if path.exists() else []
     head = versions[-1] if versions else None
     added = Version(head.version + 1 if head else 1, manifest.id, head.manifest if head else None, created, provenance)
-    lines = [json.dumps(vars(version), sort_keys=True, ensure_ascii=False) for version in [*versions, added]]
+    lines = [
+        json.dumps({"format": FORMAT, **vars(version)}, sort_keys=True, ensure_ascii=False)
+        for version in [*versions, added]
+    ]
     files.replace_small(root, path, ("\n".join(lines) + "\n").encode())
     return added
 
 
 def _version(line: Mapping[str, Any]) -> Version:
+    if line["format"] > FORMAT:
+        raise StoreFormatError(
+            f"A log has format {line['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
+        )
     return Version(line["version"], line["manifest"], line["parent"], line["created"], line["provenance"])
 
 
@@ -223,8 +236,8 @@ def _read_chunk(
     path = files.content_path(root, _CHUNKS, identity, ".arrow")
     try:
         reader = pa.ipc.open_file(pa.py_buffer(files.map_file(path)))
-        if reader.schema != _chunk_schema(names):
-            raise ValueError("its columns are not those of its manifest")
+        if not reader.schema.equals(_chunk_schema(names), check_metadata=True):
+            raise ValueError("its columns or format are not those of its manifest")
         batch = reader.get_batch(0)
         keys = [np.frombuffer(batch.column(f"key.{name}").buffers()[1], f"V{SIZE}", count=rows) for name in names]
         reasons = [np.frombuffer(batch.column(f"reason.{name}").buffers()[1], np.uint8, count=rows) for name in names]

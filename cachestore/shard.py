@@ -25,7 +25,7 @@ from cachestore.keys import SIZE, Fingerprint, Json, Key, fingerprint
 FOLDER = "shards"
 SUFFIX = ".arrow"
 FORMAT = 1
-_STORED: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Shard:
 
 def stored_dtype(spec: Mapping[str, Json]) -> np.dtype[Any]:
     """The NumPy dtype in which vectors of a spec are stored, little-endian."""
-    return _STORED[str(spec["dtype"])]
+    return DTYPES[str(spec["dtype"])]
 
 
 def write(root: Path, spec: Mapping[str, Json], keys: Sequence[Key], vectors: NDArray[Any]) -> tuple[str, int]:
@@ -116,6 +116,11 @@ def open_shard(root: Path, name: str) -> Shard:
         raise DamageError(
             f"Shard {path} cannot be read ({error}). Move it out of the store and build again."
         ) from error
+
+
+def make_durable(root: Path, name: str) -> None:
+    """Sync a shard that another process published, and the folders that lead to it."""
+    files.make_durable(files.content_path(root, FOLDER, name, SUFFIX))
 
 
 def sound(root: Path, name: str) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import time
-import uuid
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,18 +18,16 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import encoders, files, locks, manifest, shard
+from cachestore import encoders, files, header, locks, manifest, shard
 from cachestore.encoders import Encoder, EncoderLike
-from cachestore.errors import DamageError, DataError, MissingVector, StoreFormatError, StoreNotFound, StoreNotWritable
+from cachestore.environment import looks_torn
+from cachestore.errors import DamageError, DataError, EncoderError, MissingVector, StoreNotWritable
 from cachestore.fill import Fill, Limits
-from cachestore.index import Index, Locations, looks_torn
+from cachestore.index import Index, Locations
 from cachestore.keys import Fingerprint, Json, Key, fingerprint, keys
 from cachestore.manifest import PRESENT, Manifest, ManifestColumn, Version
 
-FORMAT = 1
-_HEADER = "store.json"
 _MAPPED_SHARDS = 16  # each mapping holds a file descriptor
-_LOCK_SECONDS = 30.0
 _SETTLED_SECONDS = 2.0
 
 
@@ -68,7 +65,10 @@ class Store:
         self.root = root
         self.readonly = mode == "r"
         self._mapped: OrderedDict[str, shard.Shard] = OrderedDict()
-        self._open_header()
+        self._reconciled = False
+        if not self.readonly:
+            header.create(root)
+        header.check(root)
         self.index = self._open_index()
 
     def __enter__(self) -> Self:
@@ -100,15 +100,19 @@ class Store:
         return self.index.commit(name, fingerprint(spec), spec, keys, nbytes), nbytes
 
     def gather(self, wanted: NDArray[np.void], found: Locations, out: NDArray[Any]) -> None:
-        """Copy the vectors of keys (n,) at their locations into ``out`` (n, dim), each checked against its key and its check."""
-        if not len(wanted):
-            return
+        """Copy the vectors of keys (n,) at their locations into ``out`` (n, dim), each checked against its key and its check.
+
+        Raises MissingVector when a location is none, or its shard was dropped since it was looked up.
+        """
         order = np.argsort(found.shards, kind="stable")
         numbers, starts = np.unique(found.shards[order], return_index=True)
-        entries = self.index.shards()
-        for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-            mapped = self._shard(entries[number].name)
-            out[rows] = mapped.take(found.rows[rows], wanted[rows])
+        names = self.index.names(number for number in numbers.tolist() if number >= 0)
+        for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]) if len(order) else [], strict=True):
+            if number not in names:
+                raise MissingVector(
+                    f"{len(rows)} vectors are no longer in the store at {self.root}. Build their data set again to encode them."
+                )
+            out[rows] = self._shard(names[number]).take(found.rows[rows], wanted[rows])
 
     def embed(self, texts: Sequence[str], encoder: EncoderLike) -> NDArray[Any]:
         """Vectors (len(texts), dim) of the texts, in their order; what the store lacks is encoded and kept.
@@ -134,16 +138,11 @@ class Store:
         self.gather(np.frombuffer(b"".join(key or b"" for key in wanted), "V32"), self.index.lookup(wanted), out)
         return out
 
-    def fill(
-        self, encoder: Encoder, limits: Limits | None = None, own: set[int] | None = None, tick: Any = None
-    ) -> Fill:
-        """A Fill that puts what ``encoder`` encodes into this store; the numbers of its shards are added to ``own``."""
+    def fill(self, encoder: Encoder, limits: Limits | None = None, tick: Callable[[], None] | None = None) -> Fill:
+        """A Fill that puts what ``encoder`` encodes into this store. Only inside ``writing``."""
 
-        def put(names: Sequence[Key], vectors: NDArray[Any]) -> int:
-            number, nbytes = self.put(encoder.spec, names, vectors)
-            if own is not None:
-                own.add(number)
-            return nbytes
+        def put(names: Sequence[Key], vectors: NDArray[Any]) -> tuple[int, int]:
+            return self.put(encoder.spec, names, vectors)
 
         return Fill(encoder, shard.stored_dtype(encoder.spec), put, limits or Limits(), tick)
 
@@ -168,7 +167,7 @@ class Store:
 
     def point(self, name: str, target: Manifest, provenance: Callable[[], Mapping[str, Json]]) -> None:
         """Add a version to a name's log, unless its head is this manifest already; only then is ``provenance`` asked for."""
-        with locks.held(self.root, "names", exclusive=True, timeout=_LOCK_SECONDS):
+        with locks.held(self.root, "names", exclusive=True, timeout=header.LOCK_SECONDS):
             if not self.leads(name, target):
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 manifest.append_version(self.root, name, target, created, provenance())
@@ -178,35 +177,43 @@ class Store:
         return name in manifest.names(self.root) and self.log(name)[-1].manifest == target.id
 
     def vectors(self, source: Manifest | str, column: str) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Vectors (rows, dim) of a cached column in dataset order, zeros where a row has none, and the mask (rows,) of rows that have one.
+        """Vectors (rows, dim) of a cached column in dataset order, zeros where a row has none, and the mask (rows,) of rows with one.
 
         Raises MissingVector naming the first row whose vector the store does not hold.
         """
+        vectors, reasons = self.column(source, column)
+        return vectors, reasons == PRESENT
+
+    def column(self, source: Manifest | str, column: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """As ``vectors``, with the reasons (rows,): PRESENT, or why a row has none, MISSING or SKIPPED."""
         source = self.manifest(source) if isinstance(source, str) else source
         described = source.column(column)
-        wanted, reasons = manifest.read_column(self.root, source, column)
-        mask = reasons == PRESENT
-        found = self.index.lookup(wanted[mask].tolist())
-        lost = np.flatnonzero(found.shards < 0)
-        if len(lost):
-            row = int(np.flatnonzero(mask)[lost[0]])
-            raise MissingVector(
-                f"{len(lost)} of {source.rows} rows of column {column!r} have no vector in the store at {self.root}, "
-                f"the first is row {row}. Build the data set again to encode them."
-            )
         out = np.zeros((source.rows, described.dim), shard.stored_dtype(described.spec))
-        if mask.all():
-            self.gather(wanted, found, out)
-        else:
-            present = np.empty((int(mask.sum()), described.dim), out.dtype)
-            self.gather(wanted[mask], found, present)
-            out[mask] = present
-        return out, mask
+        reasons = np.empty(source.rows, np.uint8)
+        at = 0
+        for chunk_keys, chunk_reasons in manifest.read_chunks(self.root, source, column):
+            reasons[at : at + len(chunk_keys)] = chunk_reasons
+            rows = np.flatnonzero(chunk_reasons == PRESENT)
+            wanted = chunk_keys[rows]
+            found = self.index.lookup(wanted.tolist())
+            lost = np.flatnonzero(found.shards < 0)
+            if len(lost):
+                raise MissingVector(
+                    f"Row {at + int(rows[lost[0]])} of column {column!r} has no vector in the store at {self.root}, nor have "
+                    f"{len(lost) - 1} of the rows after it. Build the data set again to encode them."
+                )
+            whole = len(rows) == len(chunk_keys)
+            target = out[at : at + len(rows)] if whole else np.empty((len(rows), described.dim), out.dtype)
+            self.gather(wanted, found, target)
+            if not whole:
+                out[at + rows] = target
+            at += len(chunk_keys)
+        return out, reasons
 
     def reasons(self, source: Manifest | str, column: str) -> NDArray[np.uint8]:
         """Why each row (rows,) of a cached column has a vector or none: PRESENT, MISSING or SKIPPED."""
         source = self.manifest(source) if isinstance(source, str) else source
-        return manifest.read_column(self.root, source, column)[1]
+        return np.concatenate([reasons for _, reasons in manifest.read_chunks(self.root, source, column)])
 
     def write_manifest(self, columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> Manifest:
         """Write a manifest of chunks that are in the store. Only inside ``writing``."""
@@ -215,8 +222,21 @@ class Store:
     # -- encoders --------------------------------------------------------------------------------------------------
 
     def open_encoder(self, encoder: EncoderLike) -> Encoder:
-        """Resolve an encoder against this store: file digests are remembered, ``precision: auto`` follows what is stored."""
-        return encoders.open_encoder(encoder, digest=self.digest, known=self.knows)
+        """Resolve an encoder against this store: file digests are remembered, ``precision: auto`` follows what is stored.
+
+        Raises EncoderError for an Encoder of the caller's own whose spec or dimension cannot be stored.
+        """
+        opened = encoders.open_encoder(encoder, digest=self.digest, known=self.knows)
+        if opened.spec.get("dtype") not in shard.DTYPES:
+            raise EncoderError(
+                f"The spec of {type(opened).__name__} has dtype {opened.spec.get('dtype')!r}. "
+                f"It must say what its vectors are stored as: {' or '.join(shard.DTYPES)}."
+            )
+        if not isinstance(opened.dim, int) or opened.dim < 1:
+            raise EncoderError(
+                f"The dim of {type(opened).__name__} is {opened.dim!r}. It must be the length of its vectors."
+            )
+        return opened
 
     def knows(self, encoder: Fingerprint) -> bool:
         """Whether the store holds vectors of that encoder."""
@@ -225,16 +245,15 @@ class Store:
     def digest(self, path: Path) -> str:
         """SHA-256 of a file in hexadecimal, remembered by its size, times and inode; remembering only saves time."""
         status = path.stat()
-        seen = struct.pack(
-            "<QqqQQ", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
-        )
+        seen = _seen(status)
         key = b"file:" + keys(Fingerprint(bytes(32)), [os.fsencode(path.absolute())])[0]  # type: ignore[operator]
         remembered = self.index.recall(key)
         if remembered is not None and remembered[: len(seen)] == seen:
             return remembered[len(seen) :].hex()
         digest = encoders.sha256_of_file(path)
         # a file changed within the clock's grain after this would keep its times, so young files are not remembered
-        if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS and path.stat() == status:
+        settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
+        if settled and _seen(path.stat()) == seen:
             self.index.remember(key, seen + bytes.fromhex(digest))
         return digest
 
@@ -242,7 +261,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the shared lock of writers for the body. First mends what killed writers left: temporary files, unindexed shards.
+        """Hold the shared lock of writers for the body. Mends what killed writers left: temporary files, and once unindexed shards.
 
         Raises StoreNotWritable in a store opened for reading, StoreLocked while somebody holds the store for himself.
         """
@@ -250,24 +269,32 @@ class Store:
             raise StoreNotWritable(
                 f"The store at {self.root} is open for reading, and this needs to write. Open it with mode 'w'."
             )
-        with locks.held(self.root, "builders", exclusive=False, timeout=_LOCK_SECONDS) as lock:
+        with locks.held(self.root, "builders", exclusive=False, timeout=header.LOCK_SECONDS) as lock:
             if locks.alone(lock):
                 files.sweep_temporary(self.root)
             locks.share(lock)
-            self.reconcile()
+            if not self._reconciled:
+                self.reconcile()
+                self._reconciled = True
             yield
 
     def reconcile(self) -> int:
         """Make the index agree with the shards on disk; returns how many shards were indexed."""
         gone, unindexed = self._disagreement()
         if gone:
+            entries = self.index.shards()
+            affected = {entries[number].fingerprint for number in gone}
             self.index.drop(gone)
+            for number, entry in entries.items():
+                if number not in gone and entry.fingerprint in affected:
+                    self.index.restore(number, self._shard(entry.name).keys.tolist())
         for name in unindexed:
             if not shard.sound(self.root, name):
                 raise DamageError(
                     f"Shard {name} in {self.root} was damaged on disk before it was indexed. "
                     "Move the file out of the folder shards and build again to encode its rows anew."
                 )
+            shard.make_durable(self.root, name)  # its writer may have died before it was
             found = shard.open_shard(self.root, name)
             self.index.commit(name, found.fingerprint, found.spec, found.keys.tolist(), found.nbytes)
         return len(unindexed)
@@ -290,66 +317,34 @@ class Store:
             self._mapped.popitem(last=False)
         return mapped
 
-    def _open_header(self) -> None:
-        path = self.root / _HEADER
-        if not path.exists():
-            self._create()
-        try:
-            header = json.loads(files.read_small(path))
-            number, features = int(header["format"]), list(header["features"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreFormatError(
-                f"{path} is not the header of a store ({error}). Choose another directory with --store."
-            ) from error
-        if number > FORMAT or features:
-            raise StoreFormatError(
-                f"The store at {self.root} has format {number}{' with ' + ', '.join(features) if features else ''}; "
-                f"this version reads up to {FORMAT}. Upgrade cachestore; nothing was changed."
-            )
-
-    def _create(self) -> None:
-        if self.readonly:
-            raise StoreNotFound(
-                f"There is no store at {self.root}. Create it by a build, or name another with --store."
-            )
-        try:
-            strangers = sorted(entry.name for entry in os.scandir(self.root) if entry.name not in {"tmp", "locks"})
-        except FileNotFoundError:
-            strangers = []
-        except OSError as error:
-            raise StoreNotFound(
-                f"{self.root} cannot be a store: {error.strerror}. Name a directory with --store."
-            ) from error
-        if strangers:
-            raise StoreFormatError(
-                f"{self.root} is not a store, and not empty (it holds {strangers[0]!r}). Name an empty or new directory with --store."
-            )
-        files.create_root(self.root)
-        header = {
-            "format": FORMAT,
-            "features": [],
-            "id": uuid.uuid4().hex,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        files.replace_small(self.root, self.root / _HEADER, (json.dumps(header) + "\n").encode())
-
     def _open_index(self) -> Index:
         folder = self.root / "index"
         if self.readonly:
             if looks_torn(folder):
                 raise DamageError(
-                    f"The index {folder} is damaged. Open the store for writing once: it fills a new one from the shards."
+                    f"The index {folder} is damaged. Open the store for writing once: it fills a new one."
                 )
             return Index(folder, readonly=True)
         # one process at a time: another one's half-made index would look torn
-        with locks.held(self.root, "index", exclusive=True, timeout=_LOCK_SECONDS):
+        with locks.held(self.root, "index", exclusive=True, timeout=header.LOCK_SECONDS):
             if looks_torn(folder):
-                files.set_aside(folder)
+                return self._new_index(folder, "its file is cut short")
             try:
                 return Index(folder, readonly=False)
-            except DamageError:
-                files.set_aside(folder)
-                return Index(folder, readonly=False)
+            except DamageError as error:
+                return self._new_index(folder, str(error))
+
+    def _new_index(self, folder: Path, why: str) -> Index:
+        aside = files.set_aside(folder)
+        warnings.warn(
+            f"The index {folder} was damaged ({why}). A new one is filled from the shards; the old is kept as {aside.name}.",
+            stacklevel=5,
+        )
+        return Index(folder, readonly=False)
+
+
+def _seen(status: os.stat_result) -> bytes:
+    return struct.pack("<QqqQQ", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
 def _utf8(text: str, at: int) -> bytes:

@@ -17,7 +17,7 @@ PACKAGES = ("cachestore", "trainer", "cli")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 DOORS = {
-    "lmdb": ("cachestore/index.py",),
+    "lmdb": ("cachestore/environment.py",),
     "pyarrow": (
         "cachestore/shard.py",
         "cachestore/manifest.py",

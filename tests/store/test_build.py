@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import sys
 
 import numpy as np
@@ -12,10 +15,12 @@ import pytest
 import cachestore
 from cachestore import open_store
 from cachestore.build import run
-from cachestore.errors import ColumnNotFound, DataError, EncoderError, UsageError
+from cachestore.errors import ColumnNotFound, DamageError, DataError, EncoderError, UsageError
 from cachestore.fill import Limits
+from cachestore.index import Index
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
 from cachestore.plan import plan
+from cachestore.store import Store
 from tests.store.counting import CountingEncoder
 
 
@@ -242,3 +247,160 @@ def test_names_lists_what_ls_shows(store, tmp_path):
     (name,) = store.names()
     assert (name.name, len(name.versions), name.manifest.rows, name.nbytes) == ("my-data", 1, 3, 3 * 8 * 2)
     assert name.versions[0].provenance["source"]["label"].endswith("my data!.csv")
+
+
+def test_files_of_one_stem_have_names_of_their_own(store, tmp_path):
+    for folder, texts in (("one", ["a"]), ("two", ["b"]), ("deep/two", ["c"]), ("one", ["a", "d"])):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        run(store, table(tmp_path / folder / "train.csv", texts), {"text": CountingEncoder()})
+    versions = {name.name: len(name.versions) for name in store.names()}
+    assert versions == {"train": 2, "two-train": 1, "two-train-2": 1}
+
+
+def test_a_name_made_of_a_path_can_be_one(store, tmp_path):
+    for stem in ("0" * 64, "--", "-x", "ä", "a" * 200):
+        name = run(store, table(tmp_path / f"{stem}.csv", [stem]), {"text": CountingEncoder()}).name
+        assert store.log(name)[-1].version == 1
+
+
+def test_an_unnamed_build_leads_nowhere(store, tmp_path):
+    made = run(store, table(tmp_path / "t.csv", ["a"]), {"text": CountingEncoder()}, named=False)
+    assert (made.name, store.names()) == (None, [])
+    assert store.manifest(made.manifest.id) == made.manifest
+
+
+def test_the_order_in_which_columns_are_given_is_no_difference(store):
+    data = {"a": ["x"], "b": ["y"]}
+    one = run(store, data, {"a": CountingEncoder(), "b": CountingEncoder()})
+    other = run(store, data, {"b": CountingEncoder(), "a": CountingEncoder()})
+    assert one.manifest == other.manifest
+
+
+def test_a_file_replaced_before_it_is_parsed_is_never_recognised_as_the_other(store, tmp_path, monkeypatch):
+    path = table(tmp_path / "t.csv", ["a", "b"])
+    real = Store.writing
+
+    @contextlib.contextmanager
+    def slow(self):
+        table(path, ["b", "a"])
+        with real(self):
+            yield
+
+    monkeypatch.setattr(Store, "writing", slow)
+    with pytest.raises(DataError, match="changed while it was read"):
+        run(store, path, {"text": CountingEncoder()})
+    monkeypatch.undo()
+    made = run(store, table(path, ["a", "b"]), {"text": CountingEncoder()})
+    vectors, _ = store.vectors(made.manifest, "text")
+    np.testing.assert_array_equal(vectors, CountingEncoder().encode([b"a", b"b"]).astype(np.float16))
+
+
+def flip(path):
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "harm", "advice"),
+    [
+        ("chunk gone", "chunks/*/*.arrow", lambda path: path.unlink(), lambda path: None),
+        ("chunk damaged", "chunks/*/*.arrow", flip, lambda path: path.unlink()),
+        ("manifest gone", "manifests/*/*.json", lambda path: path.unlink(), lambda path: None),
+        ("manifest damaged", "manifests/*/*.json", flip, lambda path: None),
+        ("shard gone", "shards/*/*.arrow", lambda path: path.unlink(), lambda path: None),
+        ("shard damaged", "shards/*/*.arrow", flip, lambda path: path.unlink()),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " in value else "",
+)
+def test_following_what_an_error_says_mends_the_damage(tmp_path, kind, pattern, harm, advice):
+    path = table(tmp_path / "t.csv", [f"text {row}" for row in range(20)])
+    with open_store(tmp_path / "store") as store:
+        made = run(store, path, {"text": CountingEncoder()})
+        expected, _ = store.vectors(made.manifest, "text")
+        (victim,) = store.root.glob(pattern)
+    harm(victim)
+    with open_store(tmp_path / "store") as store:
+        if kind != "manifest gone":
+            with pytest.raises(DamageError):
+                store.vectors(store.manifest("t"), "text")
+    advice(victim)
+    with open_store(tmp_path / "store") as store:
+        run(store, path, {"text": CountingEncoder()})
+        vectors, mask = store.vectors(store.manifest("t"), "text")
+    assert mask.all()
+    np.testing.assert_array_equal(vectors, expected)
+
+
+def _build(root, path, seed):
+    with open_store(root) as store:
+        run(store, path, {"text": CountingEncoder()}, limits=Limits(shard_rows=11 + seed, window_rows=5))
+
+
+def test_several_processes_build_into_one_store(tmp_path):
+    paths = [
+        table(tmp_path / f"t{number}.csv", [f"text {row}" for row in range(number * 40, number * 40 + 200)])
+        for number in range(3)
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    children = [spawn.Process(target=_build, args=(tmp_path / "store", path, seed)) for seed, path in enumerate(paths)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0, 0, 0]
+    with open_store(tmp_path / "store") as store:
+        for number, path in enumerate(paths):
+            encoder = CountingEncoder()
+            made = run(store, path, {"text": encoder}, named=False)
+            assert encoder.seen == []
+            vectors, _ = store.vectors(made.manifest, "text")
+            expected = [f"text {row}".encode() for row in range(number * 40, number * 40 + 200)]
+            np.testing.assert_array_equal(vectors, CountingEncoder().encode(expected).astype(np.float16))
+
+
+def test_nothing_is_named_before_it_is_durable(tmp_path, monkeypatch):
+    """File synced, renamed, its folder and every new folder above synced; shard before index before chunk, manifest and name."""
+    events = []
+    places = {}
+
+    def recorded(name, real, show):
+        def call(*args, **settings):
+            events.append((name, show(*args)))
+            return real(*args, **settings)
+
+        return call
+
+    real_open = os.open
+
+    def open_(path, *args, **settings):
+        descriptor = real_open(path, *args, **settings)
+        places[descriptor] = str(path)
+        return descriptor
+
+    root = tmp_path / "new" / "store"
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "fsync", recorded("sync", os.fsync, lambda descriptor: places[descriptor]))
+    monkeypatch.setattr(os, "rename", recorded("rename", os.rename, lambda source, target: (str(source), str(target))))
+    monkeypatch.setattr(os, "mkdir", recorded("mkdir", os.mkdir, lambda path, *_: str(path)))
+    monkeypatch.setattr(Index, "commit", recorded("commit", Index.commit, lambda self, name, *_: name))
+    with open_store(root) as store:
+        run(store, {"text": ["a", "b"]}, {"text": CountingEncoder()}, name="t")
+    for at, (kind, what) in enumerate(events):
+        if kind == "mkdir":
+            assert ("sync", os.path.dirname(what)) in events[at:], what
+        if kind == "rename":
+            source, target = what
+            assert ("sync", source) in events[:at], target
+            assert ("sync", os.path.dirname(target)) in events[at : at + 2], target
+    published = [os.path.relpath(what[1], root).split(os.sep)[0] for kind, what in events if kind == "rename"]
+    assert published == ["store.json", "shards", "chunks", "manifests", "names"]
+    (commit,) = [at for at, (kind, _) in enumerate(events) if kind == "commit"]
+    shard_at = next(
+        at for at, (kind, what) in enumerate(events) if kind == "rename" and f"{os.sep}shards{os.sep}" in what[1]
+    )
+    chunk_at = next(
+        at for at, (kind, what) in enumerate(events) if kind == "rename" and f"{os.sep}chunks{os.sep}" in what[1]
+    )
+    assert shard_at + 1 < commit < chunk_at

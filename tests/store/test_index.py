@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 
+import lmdb
 import pytest
 
+from cachestore import environment
 from cachestore import index as indexes
-from cachestore.errors import StoreError, StoreFormatError
+from cachestore.errors import DamageError, StoreError, StoreFormatError, StoreFull
 from cachestore.index import Index
 from cachestore.keys import fingerprint, key
 
@@ -68,7 +71,7 @@ def test_knows_the_spec_of_what_it_holds(index):
 
 
 def test_the_map_grows_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(indexes, "_FIRST_MAP_SIZE", 1 << 17)
+    monkeypatch.setattr(environment, "_MAP_SIZE", 1 << 17)
     grown = Index(tmp_path / "index", readonly=False)
     for number in range(10):
         grown.commit(f"{number:064x}", ENCODER, SPEC, some_keys(2000, number * 2000), 100)
@@ -84,7 +87,7 @@ def _grow(folder):
 
 
 def test_a_reader_follows_a_map_that_another_process_grew(tmp_path, monkeypatch):
-    monkeypatch.setattr(indexes, "_FIRST_MAP_SIZE", 1 << 17)
+    monkeypatch.setattr(environment, "_MAP_SIZE", 1 << 17)
     Index(tmp_path / "index", readonly=False).close()
     reader = Index(tmp_path / "index", readonly=True)
     assert (reader.lookup(some_keys(10)).shards < 0).all()
@@ -133,9 +136,9 @@ def test_a_truncated_file_is_recognised_before_it_is_mapped(tmp_path, keep):
     index.commit("aa" * 32, ENCODER, SPEC, some_keys(5000), 100)
     index.close()
     data = tmp_path / "index" / "data.mdb"
-    assert not indexes.looks_torn(tmp_path / "index")
+    assert not environment.looks_torn(tmp_path / "index")
     os.truncate(data, int(keep if keep > 1 or keep == 0 else keep * data.stat().st_size))
-    assert indexes.looks_torn(tmp_path / "index")
+    assert environment.looks_torn(tmp_path / "index")
 
 
 def test_a_newer_index_format_is_refused(tmp_path, monkeypatch):
@@ -144,3 +147,56 @@ def test_a_newer_index_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(StoreFormatError, match="format 2"):
         Index(tmp_path / "index", readonly=False)
+
+
+def test_readers_go_on_while_another_thread_grows_the_map(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "_MAP_SIZE", 1 << 17)
+    index = Index(tmp_path / "index", readonly=False)
+    index.commit("aa" * 32, ENCODER, SPEC, some_keys(50), 100)
+    faults, stop = [], threading.Event()
+
+    def read():
+        while not stop.is_set():
+            try:
+                if not (index.lookup(some_keys(50)).shards == 0).all():
+                    faults.append("a key was lost")
+            except Exception as error:
+                faults.append(repr(error))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(12):
+        index.commit(f"{number:064x}", ENCODER, SPEC, some_keys(2000, 100 + number * 2000), 100)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    index.close()
+    assert faults == []
+
+
+def test_every_error_of_lmdb_has_a_class_and_only_damage_leads_to_a_new_index(tmp_path):
+    kinds = [kind for kind in vars(lmdb).values() if isinstance(kind, type) and issubclass(kind, lmdb.Error)]
+    assert len(kinds) > 20
+    for kind in kinds:
+        translated = environment._translate(kind("what lmdb said"), tmp_path)
+        assert isinstance(translated, (StoreError, DamageError)), kind
+        assert "what lmdb said" in str(translated) or kind is lmdb.NotFoundError
+        damage = {
+            "CorruptedError",
+            "InvalidError",
+            "PageNotFoundError",
+            "BadChecksumError",
+            "PanicError",
+            "ProblemError",
+        }
+        assert isinstance(translated, DamageError) == (kind.__name__ in damage | {"NotFoundError"}), kind
+    assert isinstance(environment._translate(lmdb.DiskError("No space left on device"), tmp_path), StoreFull)
+
+
+def test_a_file_of_another_lmdb_format_is_refused_and_left_alone(tmp_path):
+    lmdb.open(str(tmp_path / "index"), lib_version=1).close()
+    before = (tmp_path / "index" / "data.mdb").read_bytes()
+    with pytest.raises(StoreFormatError, match="LMDB format"):
+        Index(tmp_path / "index", readonly=False)
+    assert (tmp_path / "index" / "data.mdb").read_bytes() == before

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -153,21 +155,27 @@ def test_a_folder_without_permission_says_so(tmp_path):
     tmp_path.chmod(0o700)
 
 
-def test_the_index_is_a_cache(tmp_path):
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (shutil.rmtree, None),
+        (lambda folder: (folder / "data.mdb").write_bytes(os.urandom(20_000)), "A new one is filled"),
+        (lambda folder: os.truncate(folder / "data.mdb", 5000), "A new one is filled"),
+    ],
+    ids=["deleted", "garbage", "truncated"],
+)
+def test_the_index_is_a_cache(tmp_path, harm, said):
     with open_store(tmp_path / "store") as store:
         expected = store.embed(["a", "b", "c"], CountingEncoder())
-    for harm in (
-        shutil.rmtree,
-        lambda folder: (folder / "data.mdb").write_bytes(os.urandom(20_000)),
-        lambda folder: os.truncate(folder / "data.mdb", 5000),
-    ):
-        harm(tmp_path / "store" / "index")
-        encoder = CountingEncoder()
-        with open_store(tmp_path / "store") as store:
-            with store.writing():
-                pass
-            np.testing.assert_array_equal(store.embed(["a", "b", "c"], encoder), expected)
-        assert encoder.seen == []
+    harm(tmp_path / "store" / "index")
+    encoder = CountingEncoder()
+    with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
+        store = open_store(tmp_path / "store")
+    with store:
+        with store.writing():
+            pass
+        np.testing.assert_array_equal(store.embed(["a", "b", "c"], encoder), expected)
+    assert encoder.seen == []
 
 
 def test_a_shard_that_was_deleted_is_encoded_again(tmp_path):
@@ -200,7 +208,7 @@ def test_a_damaged_shard_is_not_indexed_again(tmp_path):
 def test_a_lost_vector_is_named_by_row(store):
     manifest = cachestore.build(store, {"text": ["a", None, "b"]}, {"text": CountingEncoder()})
     store.index.drop(store.index.shards())
-    with pytest.raises(MissingVector, match=r"2 of 3 rows.*first is row 0"):
+    with pytest.raises(MissingVector, match=r"Row 0 of column 'text'.*nor have 1 of the rows after it"):
         store.vectors(manifest, "text")
 
 
@@ -236,7 +244,7 @@ def test_texts_that_are_none_are_named(store, text):
 
 
 def test_writers_wait_for_who_holds_the_store_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(cachestore.store, "_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(cachestore.header, "LOCK_SECONDS", 0.1)
     with open_store(tmp_path / "store") as store:
         with (
             locks.held(store.root, "builders", exclusive=True, timeout=0),
@@ -282,3 +290,54 @@ def test_digests_are_remembered_but_never_believed(store, tmp_path):
     path.write_bytes(b"two")
     os.utime(path, (1, 1))  # same size and mtime: only ctime tells
     assert store.digest(path) != first
+
+
+def test_a_digest_is_remembered_the_first_time(store, tmp_path, monkeypatch):
+    path = tmp_path / "weights"
+    path.write_bytes(b"one")
+    later = time.time() + 60
+    monkeypatch.setattr(time, "time", lambda: later)
+    first = store.digest(path)
+    monkeypatch.setattr(cachestore.encoders, "sha256_of_file", lambda path: pytest.fail("read again"))
+    assert store.digest(path) == first
+
+
+def test_a_dropped_shard_leaves_its_keys_to_another_that_holds_them(tmp_path):
+    encoder = CountingEncoder()
+    names = keys(fingerprint(encoder.spec), [b"a", b"b"])
+    vectors = encoder.encode([b"a", b"b"]).astype(np.float16)
+    with open_store(tmp_path / "store") as store, store.writing():
+        number, _ = store.put(encoder.spec, names, vectors)
+        store.put(encoder.spec, names[::-1], vectors[::-1])
+        victim = store.index.shards()[number].name
+    files.content_path(tmp_path / "store", shard.FOLDER, victim, shard.SUFFIX).unlink()
+    with open_store(tmp_path / "store") as store:
+        assert store.reconcile() == 0
+        again = CountingEncoder()
+        np.testing.assert_array_equal(store.embed(["a", "b"], again), vectors)
+    assert again.seen == []
+
+
+def test_one_store_under_two_paths_is_shared(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    with open_store(tmp_path / "store") as one, open_store(tmp_path / "link") as other:
+        vectors = one.embed(["a"], CountingEncoder())
+        encoder = CountingEncoder()
+        np.testing.assert_array_equal(other.embed(["a"], encoder), vectors)
+    assert encoder.seen == []
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float64"}, {"dtype": None}])
+def test_an_encoder_that_does_not_say_how_it_is_stored_is_refused(store, change):
+    with pytest.raises(EncoderError, match="float16 or float32"):
+        store.embed(["a"], CountingEncoder(**change))
+
+
+def test_a_store_may_be_read_while_it_is_open_for_writing_here(tmp_path):
+    with open_store(tmp_path / "store") as writer:
+        writer.embed(["a"], CountingEncoder())
+        with open_store(tmp_path / "store", mode="r") as reader, pytest.raises(StoreNotWritable):
+            reader.embed(["b"], CountingEncoder())
+    with open_store(tmp_path / "store", mode="r") as reader, open_store(tmp_path / "store") as writer:
+        expected = writer.embed(["b"], CountingEncoder())
+        np.testing.assert_array_equal(reader.embed(["b"], CountingEncoder()), expected)

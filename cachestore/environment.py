@@ -1,0 +1,250 @@
+"""LMDB as this project uses it: one environment a process and path, a map that grows, errors in the store's words.
+
+The only module that imports lmdb. Transactions are short: ``read`` and ``write`` run a function inside one and end it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import lmdb
+
+from cachestore import files
+from cachestore.errors import (
+    CachestoreError,
+    DamageError,
+    StoreError,
+    StoreFormatError,
+    StoreFull,
+    StoreLocked,
+    StoreNotWritable,
+    StoreWriteFailed,
+)
+
+_LMDB_VERSION = 0  # files of LMDB 0.9, which every tool reads; those of 1.0 are another format
+_MAGIC = bytes.fromhex("dec0efbe")
+_MAP_SIZE = 1 << 36  # 64 GiB of address space, so that it hardly ever grows; the file holds what is used
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.BadChecksumError,
+    lmdb.PanicError,
+    lmdb.ProblemError,
+)
+_BUSY = (lmdb.ReadersFullError, lmdb.LockError, lmdb.TlsFullError)
+_T = TypeVar("_T")
+Transaction: TypeAlias = lmdb.Transaction
+
+# LMDB forbids opening one environment twice in a process, under whatever path: keyed by device and inode of its folder
+_open: dict[tuple[int, int], Environment] = {}
+_open_guard = threading.Lock()
+
+
+class Environment:
+    """An open LMDB environment, shared by all who open its folder in this process. Use ``acquire`` and ``release``."""
+
+    def __init__(self, folder: Path, databases: Sequence[bytes], *, writable: bool) -> None:
+        self.folder = folder
+        self.pid = os.getpid()
+        self.users = 0
+        self._gate = _Gate()
+        # who may not write cannot register as a reader either, and checks afterwards whether a writer was in the way
+        self._registers = os.access(folder, os.W_OK)
+        try:
+            self._lmdb = lmdb.open(
+                str(folder),
+                map_size=_MAP_SIZE,
+                max_dbs=len(databases),
+                readonly=not self._registers,
+                lock=self._registers,
+                readahead=False,
+                max_readers=1024,
+                mode=0o644,
+            )
+        except lmdb.Error as error:
+            raise _translate(error, folder) from error
+        try:
+            if self._lmdb.lib_version()[0] != _LMDB_VERSION:
+                raise StoreFormatError(
+                    f"The index {folder} is of another LMDB format. Upgrade cachestore; nothing was changed."
+                )
+            if self._registers:
+                self._lmdb.reader_check()  # frees the slots of killed readers
+            self._databases = {name: self._lmdb.open_db(name, create=writable) for name in databases}
+        except lmdb.Error as error:
+            self._lmdb.close()
+            raise _translate(error, folder) from error
+        except StoreFormatError:
+            self._lmdb.close()
+            raise
+
+    def read(self, database: bytes, body: Callable[[Transaction], _T]) -> _T:
+        """What ``body`` returns of a read transaction on one database. It may run more than once."""
+        while True:
+            try:
+                with self._gate.shared(), self._lmdb.begin(db=self._databases[database]) as txn:
+                    found = body(txn)
+                    if self._registers or self._lmdb.info()["last_txnid"] <= txn.id() + 1:
+                        return found  # else pages may have been reused under a reader that nobody knew of
+            except lmdb.MapResizedError:
+                self._resize(0)  # another process grew it; take over its size
+            except lmdb.Error as error:
+                raise _translate(error, self.folder) from error
+
+    def write(self, body: Callable[[Transaction, Mapping[bytes, Any]], _T]) -> _T:
+        """What ``body`` returns of a write transaction over all databases, durable when this returns. It may run more than once."""
+        while True:
+            try:
+                with self._gate.shared(), self._lmdb.begin(write=True) as txn:
+                    return body(txn, self._databases)
+            except lmdb.MapFullError:
+                self._resize(self._lmdb.info()["map_size"] * 2)
+            except lmdb.MapResizedError:
+                self._resize(0)
+            except lmdb.Error as error:
+                raise _translate(error, self.folder) from error
+
+    def close(self) -> None:
+        """Close it for everybody in this process."""
+        self._lmdb.close()
+
+    def _resize(self, size: int) -> None:
+        with self._gate.alone():  # LMDB moves the map, so nobody here may be inside a transaction
+            if size == 0 or size > self._lmdb.info()["map_size"]:
+                self._lmdb.set_mapsize(size)
+
+
+class _Gate:
+    """Any number of threads inside ``shared``, or one inside ``alone``."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._closed = True
+            self._changed.wait_for(lambda: self._inside == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closed = False
+                self._changed.notify_all()
+
+
+def acquire(folder: Path, databases: Sequence[bytes], *, writable: bool) -> Environment:
+    """The process's environment of ``folder``, opened if it is not; ``writable`` makes folder and databases where missing.
+
+    Raises DamageError, StoreFormatError, StoreNotWritable and other StoreErrors.
+    """
+    if writable:
+        files.make_folder(folder)
+    with _open_guard:
+        environment = _open.get(_identity(folder))
+        if environment is not None and environment.pid != os.getpid():
+            environment.close()  # this process's copy of its parent's, which must not be used; the parent's stays open
+            environment = None
+        if environment is None:
+            environment = Environment(folder, databases, writable=writable)
+            _open[_identity(folder)] = environment
+        environment.users += 1
+        return environment
+
+
+def release(environment: Environment) -> None:
+    """Give an environment back; the last of its users closes it."""
+    with _open_guard:
+        environment.users -= 1
+        if environment.users == 0 and environment.pid == os.getpid():
+            environment.close()
+            for identity in [identity for identity, other in _open.items() if other is environment]:
+                del _open[identity]
+
+
+def looks_torn(folder: Path) -> bool:
+    """Whether data.mdb is shorter than its newest meta page says, or is no LMDB file at all: reading it could end the process.
+
+    Says no while this process has the environment open: opening and closing the file would drop the process's LMDB locks.
+    """
+    if _identity(folder) in _open:
+        return False
+    try:
+        data = folder.joinpath("data.mdb")
+        size = data.stat().st_size
+        with data.open("rb") as file:
+            first = file.read(16 + 136)
+            if first.find(_MAGIC) > 16:
+                return False  # of another LMDB format: opening it says so
+            page = struct.unpack_from("<I", first, 40)[0] if len(first) == 152 else 0
+            if not 512 <= page <= 65536:
+                return True
+            file.seek(page)
+            metas = [first, file.read(16 + 136)]
+    except FileNotFoundError:
+        return False
+    if any(len(meta) < 152 or meta[16:20] != _MAGIC for meta in metas):
+        return True
+    last_page = max(struct.unpack_from("<QQ", meta, 136)[::-1] for meta in metas)[1]
+    return bool(size < (last_page + 1) * page)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        status = folder.stat()
+    except OSError:
+        return -1, -1  # no folder, so no environment either
+    return status.st_dev, status.st_ino
+
+
+def _translate(error: lmdb.Error, folder: Path) -> CachestoreError:
+    """The store's error for one of LMDB's. Only damage, which a build mends, leads to advice to delete anything."""
+    text = str(error)
+    if isinstance(error, lmdb.VersionMismatchError) or "format" in text.lower():
+        return StoreFormatError(f"The index {folder} is of another LMDB format ({error}). Upgrade cachestore and lmdb.")
+    if isinstance(error, lmdb.NotFoundError) or "No such file" in text:
+        return DamageError(f"{folder} holds no index. Open the store for writing once: it fills one from the shards.")
+    if isinstance(error, _DAMAGED):
+        return DamageError(
+            f"The index {folder} is damaged ({error}). Open the store for writing once: it fills a new one."
+        )
+    if isinstance(error, lmdb.DiskError):
+        return files.translate(OSError(errno.ENOSPC if "No space" in text else errno.EIO, text), folder)
+    if isinstance(error, _BUSY):
+        return StoreLocked(f"The index {folder} is in use by too many readers ({error}). Close some, and run again.")
+    if isinstance(error, lmdb.ReadonlyError) or "denied" in text or "Read-only" in text:
+        return StoreNotWritable(
+            f"Cannot write the index {folder} ({error}). Open it for reading, or change its permissions."
+        )
+    if "No space" in text:
+        return StoreFull(
+            f"No space to write the index {folder} ({error}). Free some and run again; what was stored is intact."
+        )
+    if isinstance(error, lmdb.MapFullError | lmdb.MapResizedError | lmdb.TxnFullError | lmdb.MemoryError):
+        return StoreWriteFailed(
+            f"The index {folder} could not take this write ({error}). Run again; what was stored is intact."
+        )
+    return StoreError(f"The index {folder} cannot be used ({error}). Close other uses of this store and run again.")
