@@ -1,5 +1,6 @@
 """The files of a run: written whole or not at all, read without pickle.
 
+run.json            marks the directory as a run, with the number of its format; written first
 config.yaml         the config with every default written out
 metrics.jsonl       one object per epoch and split, and one for the test split; appended while training runs
 model.safetensors   the weights
@@ -12,105 +13,126 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from uuid import uuid4
+from typing import Any, Final, final
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from cachestore.errors import DamageError, UsageError
+from trainer import files, yaml_source
 
 FORMAT: Final = 1
 
+MARK: Final = "run.json"
 CONFIG: Final = "config.yaml"
 METRICS: Final = "metrics.jsonl"
 WEIGHTS: Final = "model.safetensors"
 MODEL: Final = "model.json"
 SUMMARY: Final = "summary.json"
-_FILES: Final = (
-    SUMMARY,
-    MODEL,
-    WEIGHTS,
-    METRICS,
-    CONFIG,
-)  # in the order they are deleted: a half-deleted run is no run
+_FILES: Final = (MARK, CONFIG, METRICS, WEIGHTS, MODEL, SUMMARY)
+_KIND: Final = "cachestore run"  # others call a file run.json too
 
 
-def create(output: Path | None, stem: str) -> Path:
-    """Make the directory of a new run: ``output``, or the first free one of ``runs/<stem>``, ``runs/<stem>_1``, …
+@final
+@dataclass(frozen=True)
+class NewRun:
+    """A run on its way to ``path``. Its files are written to ``folder``: another one while an older run lies at ``path``."""
 
-    A run that lies at ``output`` already is replaced. Raises UsageError when something else does, or it cannot be made.
+    path: Path
+    folder: Path
+
+
+@contextlib.contextmanager
+def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
+    """A new run at ``output``, or at the first free one of ``runs/<stem>``, ``runs/<stem>_1``, …
+
+    A run that lies at ``output`` already stays as it is until the body has ended well; then the new one takes its place,
+    and files that are not of a run stay there. If the body fails, a run that replaces none is left as far as it got.
+    Raises UsageError as ``check_output`` does, and when the directory cannot be made.
     """
+    run = _make(output, stem)
     try:
-        if output is not None:
-            check_output(output)
-            for name in _FILES:
-                (output / name).unlink(missing_ok=True)
-            output.mkdir(parents=True, exist_ok=True)
-            return output
-        number = 0
-        while True:
-            path = Path("runs") / (f"{stem}_{number}" if number else stem)
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(parents=True)
-                return path
-            number += 1
-    except OSError as error:
-        raise UsageError(
-            f"The run directory {output or 'runs'} cannot be made ({error.strerror}). Name another with --output."
-        ) from error
+        yield run
+    except BaseException:
+        if run.folder != run.path:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
+    if run.folder != run.path:
+        _replace(run.path, run.folder)
 
 
 def check_output(output: Path) -> None:
-    """Raises UsageError when ``create`` would refuse ``output``; looks only."""
-    if not output.is_dir() and output.exists():
-        raise UsageError(f"{output} is a file, not a directory. Name a new directory with --output.")
-    if output.is_dir() and any(output.iterdir()) and not (output / CONFIG).exists():
-        raise UsageError(f"{output} is not empty and holds no run. Name a new directory with --output.")
+    """Raises UsageError when ``new_run`` would refuse ``output``; looks only."""
+    other = "Name a new directory with --output."
+    try:
+        empty = not any(output.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise UsageError(f"{output} cannot be a directory: a file is in its place. {other}") from None
+    except OSError as error:
+        raise UsageError(f"{output} cannot be read ({error.strerror}). {other}") from error
+    if empty:
+        return
+    if not is_run(output):
+        raise UsageError(f"{output} is not empty and holds no run. {other}")
+    if Path.cwd().is_relative_to(output.resolve()) or output.is_mount():
+        what = "a mount point" if output.is_mount() else "the working directory, or holds it,"
+        raise UsageError(f"The run at {output} cannot be replaced, because it is {what}. {other}")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run, finished or not."""
+    return _read_mark(path) is not None
 
 
 def write_config(run: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved config."""
-    _write(run / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+    files.write(run / CONFIG, yaml_source.dump(dict(config)).encode())
 
 
 def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
-    """Add one line to the metrics, on disk when this returns; a metric that is NaN is null there."""
-    with (run / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(plain(line), allow_nan=False) + "\n")
+    """Add one line to the metrics, which outlives this process from then on; a metric that is NaN is null there."""
+    try:
+        with (run / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(line), allow_nan=False) + "\n")
+    except OSError as error:
+        raise files.unwritable(run / METRICS, error) from error
 
 
 def write_model(run: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
     """Write the weights, then what gives them meaning."""
     # in name order: equal weights give equal bytes
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
-    _write(run / WEIGHTS, save(state))
-    _write(run / MODEL, _json({"format": FORMAT, **description}))
+    files.write(run / WEIGHTS, save(state))
+    files.write(run / MODEL, _json(description))
 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
-    """Write the summary, which makes the run complete."""
-    _write(run / SUMMARY, _json(summary))
+    """Write the summary, which makes the run complete: all of it is on disk before the summary is, and that when this returns."""
+    try:
+        files.sync(run / METRICS)
+        files.sync(run)
+        files.write(run / SUMMARY, _json(summary))
+        files.sync(run)
+        files.sync(run.parent)
+    except OSError as error:
+        raise files.unwritable(run / SUMMARY, error) from error
 
 
 def read_model(run: Path) -> dict[str, Any]:
     """The description of a run's model. Raises UsageError when ``run`` holds none, or one of a newer format."""
-    description = _read_json(run, MODEL)
-    if description.get("format") != FORMAT:
-        raise UsageError(
-            f"{run} has run format {description.get('format')}, and this version reads {FORMAT}. "
-            "Upgrade cachestore, or train again with this version."
-        )
-    return description
+    return _read_of_run(run, MODEL)
 
 
 def read_summary(run: Path) -> dict[str, Any]:
-    """The summary of a finished run. Raises UsageError when ``run`` is not one."""
-    return _read_json(run, SUMMARY)
+    """The summary of a finished run. Raises UsageError when ``run`` is not one, or of a newer format."""
+    return _read_of_run(run, SUMMARY)
 
 
 def read_weights(run: Path, model: nn.Module) -> None:
@@ -134,14 +156,71 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _read_json(run: Path, name: str) -> dict[str, Any]:
-    path = run / name
+def _make(output: Path | None, stem: str) -> NewRun:
     try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(_no_run(run)) from None
+        if output is None:
+            run = _numbered(stem)
+        else:
+            check_output(output)
+            run = NewRun(output, files.beside(output.resolve(), "new") if is_run(output) else output)
+            run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
+        raise UsageError(
+            f"The run directory {output or 'runs'} cannot be made ({error.strerror}). Name another with --output."
+        ) from error
+    files.write(run.folder / MARK, _json({"kind": _KIND, "format": FORMAT}))
+    return run
+
+
+def _numbered(stem: str) -> NewRun:
+    number = 0
+    while True:
+        path = Path("runs") / (f"{stem}_{number}" if number else stem)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return NewRun(path, path)
+        number += 1
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Put the run ``new`` in the place of ``old``, of which what is no file of a run is kept."""
+    place = old.resolve()
+    try:
+        aside = files.swap(place, new)
+    except OSError as error:
+        raise UsageError(
+            f"The run at {old} cannot be replaced ({error.strerror}). The new one is whole at {new}; move it by hand."
+        ) from error
+    try:
+        files.sync(place.parent)
+        for entry in aside.iterdir():
+            if entry.name not in _FILES:
+                entry.rename(place / entry.name)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise UsageError(
+            f"The new run is at {old}, but what else lay there cannot be moved back from {aside} ({error.strerror}). "
+            "Move it by hand."
+        ) from error
+
+
+def _read_of_run(run: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a run. Raises UsageError when ``run`` is none, is of a newer format, or has no such file yet."""
+    mark = _read_mark(run)
+    if mark is None:
+        missing = f"{run} is not a run" if run.exists() else f"There is no run at {run}"
+        raise UsageError(f"{missing}. Name the directory that train wrote.")
+    if mark.get("format") != FORMAT:
+        raise UsageError(
+            f"{run} has run format {mark.get('format')}, and this version reads {FORMAT}. "
+            "Upgrade cachestore, or train again with this version."
+        )
+    path = run / name
+    data = _read(path)
+    if data is None:
+        raise UsageError(f"The run at {run} did not finish and has no model. Train again.")
+    try:
+        found = json.loads(data)
     except ValueError as error:
         raise DamageError(f"{path} is damaged ({error}). Restore the file, or train again.") from error
     if not isinstance(found, dict):
@@ -149,24 +228,24 @@ def _read_json(run: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _no_run(run: Path) -> str:
-    if not run.exists():
-        return f"There is no run at {run}. Name the directory that train wrote."
-    if (run / CONFIG).exists():
-        return f"The run at {run} did not finish and has no model. Train again."
-    return f"{run} is not a run. Name the directory that train wrote."
+def _read_mark(path: Path) -> dict[str, Any] | None:
+    """What marks a directory as a run, None where nothing does."""
+    try:
+        found = json.loads(_read(path / MARK) or b"null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.get("kind") == _KIND else None
+
+
+def _read(path: Path) -> bytes | None:
+    """The bytes of a file, None when there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -158,18 +158,21 @@ def build_texts(
 ) -> Built:
     """Encode what the store lacks of the text columns.
 
-    With ``trained``, the texts of a run, raises EncoderError before encoding when an encoder is not the one of the run.
+    With ``trained``, the texts of a run that is put to use: the store gets no name for the data, and EncoderError is raised
+    before encoding when an encoder is not the one of the run.
     """
     texts = [feature for feature in config.input_features if isinstance(feature, TextInput)]
     if trained is not None:
         texts = [_as_trained(feature, trained[feature.name], store) for feature in texts]
-    groups = []
-    for number, group in enumerate(_groups(texts)):
+    named = trained is None and not store.readonly
+    builds: list[Build] = []
+    groups = _groups(texts)
+    for number, group in enumerate(groups, start=1):
+        # a build has one encoder per column: others of a column get a name of their own
+        name = f"{builds[0].name}-{number}" if builds and builds[0].name else None
         encoders = {feature.column: feature.encoder for feature in group}
-        # a run's data gets the name of its file, by the first build; what a run is applied to gets none
-        named = trained is None and number == 0
-        groups.append((tuple(group), run_build(store, dataset, encoders, named=named, progress=progress)))
-    return Built(tuple(groups))
+        builds.append(run_build(store, dataset, encoders, name=name, named=named, progress=progress))
+    return Built(tuple(zip(map(tuple, groups), builds, strict=True)))
 
 
 def gather(built: Built, store: Store) -> dict[str, Vectors]:
@@ -179,8 +182,7 @@ def gather(built: Built, store: Store) -> dict[str, Vectors]:
         by_column: dict[str, Vectors] = {}
         for feature in group:
             if feature.column not in by_column:
-                values, _ = store.vectors(build.manifest, feature.column)
-                reasons = store.reasons(build.manifest, feature.column)
+                values, reasons = store.column(build.manifest, feature.column)
                 by_column[feature.column] = Vectors(values, reasons, build.manifest.column(feature.column).spec)
             vectors[feature.name] = _filled(feature, by_column[feature.column], store)
     return vectors

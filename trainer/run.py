@@ -20,6 +20,7 @@ from trainer.batches import CachedBatches
 from trainer.config import load_config
 from trainer.events import Clock, Listener
 from trainer.loop import EpochDone, Metrics
+from trainer.model import Model
 from trainer.record import Evaluation, Predictions, Run, open_run
 from trainer.rows import Built, Columns
 from trainer.schema import Config, RandomSplit
@@ -45,7 +46,7 @@ def train(
 
     Texts the store lacks are encoded first. With ``validation`` or ``test``, ``data`` is used whole for training unless the
     config sets a split; rows it puts into a part that a file provides are left out. Without either and without a split in
-    the config, rows are split at random, 0.7, 0.1 and 0.2. A finished run at ``output`` is replaced.
+    the config, rows are split at random, 0.7, 0.1 and 0.2. A run at ``output`` is replaced when the new one is finished.
     """
     config = config if isinstance(config, Config) else load_config(config)
     clock = Clock(progress)
@@ -61,59 +62,36 @@ def train(
     with loop.seeded(config.random_seed):
         model = build_model(config, prepared.states).to(device)
     settings = fit_settings(config, model, batches["train"])
-    directory = checkpoint.create(None if output is None else Path(output), _stem(prepared.opened["train"]))
-    checkpoint.write_config(directory, config.resolved())
-    best: dict[str, Metrics] = {}
+    with checkpoint.new_run(None if output is None else Path(output), _stem(prepared.opened["train"])) as place:
+        checkpoint.write_config(place.folder, config.resolved())
+        done, best = _fit(config, model, batches, settings, place.folder, clock, progress)
 
-    def on_epoch(epoch: EpochDone) -> None:
-        if epoch.best:
-            best.update(epoch.metrics)
-        for name, metrics in epoch.metrics.items():
-            line = {"epoch": epoch.epoch, "split": name, "learning_rate": epoch.learning_rate, "metrics": metrics}
-            checkpoint.append_metrics(directory, line)
-        if progress is not None:
-            progress(epoch)
-
-    done = loop.fit(
-        model,
-        batches["train"],
-        batches.get("validation"),
-        optimizer=build_optimizer(config, model),
-        settings=settings,
-        on_epoch=on_epoch,
-    )
-
-    clock.begin("evaluate")
-    if "test" in batches:
-        best["test"] = loop.evaluate(model, batches["test"], settings.eval_batch_size, settings.mixed_precision)
-        checkpoint.append_metrics(directory, {"epoch": done.best_epoch, "split": "test", "metrics": best["test"]})
-
-    clock.begin("write")
-    manifests = {name: build.manifests for name, build in prepared.built.items()}
-    description = {
-        "config": config.resolved(),
-        "features": {name: state.to_json() for name, state in prepared.states.items()},
-        "manifests": manifests,
-    }
-    checkpoint.write_model(directory, model, description)
-    run = Run(
-        path=directory,
-        metrics=best,
-        epochs=done.epochs,
-        best_epoch=done.best_epoch,
-        learning_rate=settings.learning_rate,
-        batch_size=settings.batch_size,
-        rows={name: rows_of.rows for name, rows_of in prepared.batches.items()},
-        dropped=prepared.dropped,
-        left_out=prepared.left_out,
-        skipped=sum(build.skipped for build in prepared.built.values()),
-        encoded=sum(build.encoded for build in prepared.built.values()),
-        hits=sum(build.hits for build in prepared.built.values()),
-        manifests=manifests,
-        seconds=clock.end(),
-        skipped_cells=tuple(cell for build in prepared.built.values() for cell in build.skipped_cells),
-    )
-    checkpoint.write_summary(directory, run.to_json())
+        clock.begin("write")
+        manifests = {name: build.manifests for name, build in prepared.built.items()}
+        description = {
+            "config": config.resolved(),
+            "features": {name: state.to_json() for name, state in prepared.states.items()},
+            "manifests": manifests,
+        }
+        checkpoint.write_model(place.folder, model, description)
+        run = Run(
+            path=place.path,
+            metrics=best,
+            epochs=done.epochs,
+            best_epoch=done.best_epoch,
+            learning_rate=settings.learning_rate,
+            batch_size=settings.batch_size,
+            rows={name: rows_of.rows for name, rows_of in prepared.batches.items()},
+            dropped=prepared.dropped,
+            left_out=prepared.left_out,
+            skipped=sum(build.skipped for build in prepared.built.values()),
+            encoded=sum(build.encoded for build in prepared.built.values()),
+            hits=sum(build.hits for build in prepared.built.values()),
+            manifests=manifests,
+            seconds=clock.end(),
+            skipped_cells=tuple(cell for build in prepared.built.values() for cell in build.skipped_cells),
+        )
+        checkpoint.write_summary(place.folder, run.to_json())
     return run
 
 
@@ -179,6 +157,42 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
     dropped = _dropped(joined, parts)
     _require_rows(batches, opened, dropped)
     return _Prepared(opened, batches, {**fitted, **texts}, built, dropped, left_out)
+
+
+def _fit(
+    config: Config,
+    model: Model,
+    batches: Mapping[str, CachedBatches],
+    settings: loop.FitSettings,
+    folder: Path,
+    clock: Clock,
+    progress: Listener | None,
+) -> tuple[loop.FitResult, dict[str, Metrics]]:
+    """Train, and measure the test split; metrics go to ``folder`` as they come. Returns those of the best epoch, by split."""
+    best: dict[str, Metrics] = {}
+
+    def on_epoch(epoch: EpochDone) -> None:
+        if epoch.best:
+            best.update(epoch.metrics)
+        for name, metrics in epoch.metrics.items():
+            line = {"epoch": epoch.epoch, "split": name, "learning_rate": epoch.learning_rate, "metrics": metrics}
+            checkpoint.append_metrics(folder, line)
+        if progress is not None:
+            progress(epoch)
+
+    done = loop.fit(
+        model,
+        batches["train"],
+        batches.get("validation"),
+        optimizer=build_optimizer(config, model),
+        settings=settings,
+        on_epoch=on_epoch,
+    )
+    clock.begin("evaluate")
+    if "test" in batches:
+        best["test"] = loop.evaluate(model, batches["test"], settings.eval_batch_size, settings.mixed_precision)
+        checkpoint.append_metrics(folder, {"epoch": done.best_epoch, "split": "test", "metrics": best["test"]})
+    return done, best
 
 
 def _dropped(joined: Mapping[str, Columns], parts: NDArray[np.int8]) -> dict[str, int]:

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 import yaml
 
-from cachestore.errors import ColumnNotFound, ConfigError, DamageError, DataError, EncoderError, UsageError
+from cachestore.errors import (
+    ColumnNotFound,
+    ConfigError,
+    DamageError,
+    DataError,
+    EncoderError,
+    StoreNotWritable,
+    TrainingDiverged,
+    UsageError,
+)
 from cachestore.store import Store, open_store
 from trainer import checkpoint, evaluate, load_config, open_run, predict, train
 from trainer.events import Building, EpochDone, Event, Notice, PhaseBegun
@@ -102,6 +111,7 @@ def test_a_run_learns_and_says_what_it_did(tmp_path: Path, store: Store, data: P
     assert (run.encoded, run.hits, run.skipped, run.dropped, run.left_out) == (120, 0, 0, {}, 0)
     assert set(run.seconds) == {"read", "build", "gather", "epochs", "evaluate", "write"}
     assert {path.name for path in run.path.iterdir()} == {
+        "run.json",
         "config.yaml",
         "metrics.jsonl",
         "model.safetensors",
@@ -380,6 +390,73 @@ def test_an_interrupt_leaves_the_metrics_so_far_and_no_finished_run(tmp_path: Pa
     assert predict(tmp_path / "run", data, store).predicted.all()
 
 
+@pytest.mark.parametrize(("rate", "error"), [(0.05, KeyboardInterrupt), (1e30, TrainingDiverged)])
+def test_a_rerun_that_does_not_finish_leaves_the_finished_run(
+    tmp_path: Path, store: Store, data: Path, rate: float, error: type[BaseException]
+) -> None:
+    run = train(config(), data, store, output=tmp_path / "runs" / "run")
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    seen: set[Path] = set()
+
+    def watch(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            seen.update((tmp_path / "runs").glob("*/metrics.jsonl"))
+            if event.epoch == 2:
+                raise KeyboardInterrupt
+
+    other = config(trainer={"epochs": 12, "learning_rate": rate}, combiner={"type": "concat", "num_fc_layers": 1})
+    with pytest.raises(error):
+        train(other, data, store, output=run.path, progress=watch)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    assert list((tmp_path / "runs").iterdir()) == [run.path]
+    assert len(seen) == 2  # metrics of both were on disk while it ran
+    again = train(config(random_seed=1), data, store, output=run.path)
+    assert again.path == run.path
+    assert open_run(run.path).to_json() == again.to_json()
+    assert list((tmp_path / "runs").iterdir()) == [run.path]
+
+
+def test_a_config_of_the_users_own_is_no_run(tmp_path: Path, store: Store, data: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "config.yaml").write_text("mine")
+    with pytest.raises(UsageError, match="holds no run"):
+        train(config(), data, store, output=tmp_path / "work")
+    assert [path.read_text() for path in (tmp_path / "work").iterdir()] == ["mine"]
+
+
+def test_using_a_run_leaves_no_name_in_the_store(tmp_path: Path, store: Store, data: Path) -> None:
+    run = train(config(), data, store, output=tmp_path / "run")
+    new = write(tmp_path / "new.csv", messages(10, first=500))
+    assert predict(run, new, store).encoded == 10
+    assert evaluate(run, new, store).encoded == 0
+    assert [name.name for name in store.names()] == ["messages"]
+
+
+def test_a_store_that_is_only_read_serves_what_it_holds(tmp_path: Path, data: Path) -> None:
+    with open_store(tmp_path / "store") as opened:
+        run = train(config(), data, opened, output=tmp_path / "run")
+        metrics = evaluate(run, data, opened).metrics
+    with open_store(tmp_path / "store", mode="r") as opened:
+        assert train(config(), data, opened, output=tmp_path / "again").metrics == run.metrics
+        assert evaluate(run, data, opened).metrics == metrics
+        with pytest.raises(StoreNotWritable):
+            predict(run, write(tmp_path / "new.csv", messages(10, first=500)), opened)
+
+
+def test_data_that_changes_between_its_two_readings_is_an_error(tmp_path: Path, store: Store, data: Path) -> None:
+    def edit(event: Event) -> None:
+        if event == PhaseBegun("build"):  # the cells are read, the texts are not
+            write(data, messages(120, first=1))
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        train(config(), data, store, output=tmp_path / "run", progress=edit)
+    assert not (tmp_path / "run").exists()
+    run = train(config(), data, store, output=tmp_path / "run")
+    write(data, messages(120))
+    with pytest.raises(DataError, match="changed while it was read"):
+        evaluate(run, data, store, progress=edit)
+
+
 def test_faults_are_found_before_anything_is_encoded_or_written(tmp_path: Path, store: Store, data: Path) -> None:
     number = config(output_features=[{"name": "text2", "type": "number", "column": "plan"}])
     with pytest.raises(DataError, match="plan"):
@@ -417,8 +494,8 @@ def test_an_encoder_that_changed_since_the_run_is_refused(tmp_path: Path, store:
 
 def test_a_run_of_a_newer_format_is_refused(tmp_path: Path, store: Store, data: Path) -> None:
     run = train(config(), data, store, output=tmp_path / "run")
-    model = model_of(run)
-    (run.path / "model.json").write_text(json.dumps({**model, "format": checkpoint.FORMAT + 1}))
+    mark = json.loads((run.path / "run.json").read_text())
+    (run.path / "run.json").write_text(json.dumps({**mark, "format": checkpoint.FORMAT + 1}))
     with pytest.raises(UsageError, match="Upgrade cachestore"):
         evaluate(run, data, store)
 
