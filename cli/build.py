@@ -55,6 +55,7 @@ def command(
         0    done
         2    wrong usage, config or data
         3    the store is missing, locked, full or of another format
+        4    damage found in the store
         5    done, but some cells could not be encoded and were skipped
     """
     out = output.Output(as_json, quiet)
@@ -65,9 +66,9 @@ def command(
         return
     from cachestore.build import run
 
-    with cachestore.open_store(store) as opened, out.bar() as bar:
+    with options.open_store(store, out) as opened, out.bar() as bar:
         progress = partial(bar.build, data.name) if bar else None
-        built = run(opened, data, columns, name=name, progress=progress)
+        built = run(opened, data, columns, name=name, named=not opened.readonly, progress=progress)
     out.result(summary(built), text(built))
     if output.skipped(built.skipped_cells, built.counts.skipped, data):
         raise typer.Exit(output.SKIPPED_ROWS)
@@ -94,7 +95,7 @@ def text(built: Build) -> str:
     """A finished build in two or three lines."""
     counts = built.counts
     lines = [
-        f"{built.name}: {counts.rows:,} rows, manifest {built.manifest.id[:12]}",
+        f"{built.name or 'not named'}: {counts.rows:,} rows, manifest {built.manifest.id[:12]}",
         f"{counts.encoded:,} texts encoded, {counts.hits:,} cells found in the store, {counts.duplicates:,} repeats",
     ]
     if counts.missing or counts.skipped:

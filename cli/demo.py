@@ -70,6 +70,7 @@ def command(
         0    done
         2    wrong usage, or the extra is missing: pip install 'cachestore[demo]'
         3    the store is locked, full or of another format
+        4    damage found in the store
     """
     out = output.Output(as_json, quiet)
     place = _directory(output_dir)

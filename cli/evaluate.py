@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import cachestore
 from cli import options, output
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def command(
     from trainer import evaluate
 
     out = output.Output(as_json, quiet)
-    with cachestore.open_store(store) as opened, watching(out) as progress:
+    with options.open_store(store, out) as opened, watching(out) as progress:
         evaluation = evaluate(run, data, opened, progress=progress)
     found = summary(evaluation)
     out.result(found, f"{evaluation.rows:,} rows\n{output.metrics({'value': found['metrics']})}")

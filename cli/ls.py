@@ -27,6 +27,7 @@ def command(
     Exit codes:
         0    done
         3    there is no store at that place, or it cannot be read
+        4    damage found in the store
     """
     with cachestore.open_store(store, mode="r") as opened:
         names = opened.names()

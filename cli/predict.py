@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from numpy.typing import NDArray
 
-import cachestore
 from cachestore.errors import UsageError
 from cli import options, output
 
@@ -33,7 +32,8 @@ def command(
     """Predict the outputs of a trained run for the rows of DATA.
 
     One line per row of DATA, in its order: for a category or binary output the class, its probability and that of each
-    class, for a number its value; empty where a row cannot be used. Vectors that the store lacks are encoded and kept.
+    class, for a number its value; empty where a row cannot be used. Vectors that the store lacks are encoded and kept. FILE is
+    written whole or not at all.
 
     \b
     Example:
@@ -55,7 +55,7 @@ def command(
             f"{output_file}: predictions are written as .csv or .parquet. Give the file one of these names."
         )
     out = output.Output(as_json, quiet)
-    with cachestore.open_store(store) as opened, watching(out) as progress:
+    with options.open_store(store, out) as opened, watching(out) as progress:
         predictions = predict(run, data, opened, progress=progress)
     if output_file is not None:
         _write(predictions.columns, output_file)
@@ -106,14 +106,16 @@ def _cells(values: NDArray[Any]) -> list[str | None]:
 
 
 def _write(columns: Mapping[str, NDArray[Any]], file: Path) -> None:
-    try:
-        if file.suffix.lower() == ".csv":
-            file.write_text(_csv(columns), encoding="utf-8", newline="")
-            return
-        import pyarrow as pa
-        from pyarrow import parquet
+    from trainer import files
 
-        arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}  # NaN is null
-        parquet.write_table(pa.table(arrays), file)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written ({error.strerror}). Name another file with --output.") from error
+    files.write(file, _csv(columns).encode() if file.suffix.lower() == ".csv" else _parquet(columns))
+
+
+def _parquet(columns: Mapping[str, NDArray[Any]]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}  # NaN is null
+    written = io.BytesIO()
+    parquet.write_table(pa.table(arrays), written)
+    return written.getvalue()

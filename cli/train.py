@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-import cachestore
 from cli import options, output
 
 
@@ -38,7 +37,8 @@ def command(
     """Train the config's outputs on DATA.
 
     Rows whose vectors the store lacks are built first. Without --validation and --test, and without a split in the
-    config, rows are split at random into 70 % for training, 10 % for validation and 20 % for testing.
+    config, rows are split at random into 70 % train, 10 % validation and 20 % test. A run at --output is replaced when
+    the new one is finished.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def command(
 
     out = output.Output(as_json, quiet)
     settings = load_config(config, overrides or [])
-    with cachestore.open_store(store) as opened, watching(out) as progress:
+    with options.open_store(store, out) as opened, watching(out) as progress:
         run = train(settings, data, opened, validation=validation, test=test, output=output_dir, progress=progress)
     summary = run.to_json()
     out.result(summary, text(summary))

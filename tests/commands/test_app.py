@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ def test_help_says_what_a_command_does_and_how_it_ends(command: Command, name: s
     assert f"cachestore {name}" in done.out
     assert "Example" in done.out
     assert "Exit codes:" in done.out
+    assert re.search(r"^ *4 +damage found in the store", done.out, re.M)  # every command reads one
     for option in ("--store", "--json", "--quiet"):
         assert option in done.out
 

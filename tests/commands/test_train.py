@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,29 @@ def test_predictions_are_the_same_in_every_form(command: Command, run: Path, sto
     assert as_json["predictions"]["colour_predictions"] == [row["colour_predictions"] for row in shown]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("stopped", [KeyboardInterrupt(), OSError(28, os.strerror(28))], ids=repr)
+def test_predictions_are_written_whole_or_not_at_all(
+    command: Command, run: Path, data: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str,
+    stopped: BaseException,
+) -> None:  # fmt: skip
+    def stop(_descriptor: int) -> None:
+        raise stopped
+
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    arguments = ("predict", run, data, "-o", folder / f"out{suffix}", "--store", store)
+    assert command(*arguments).code == 0
+    before = (folder / f"out{suffix}").read_bytes()
+    monkeypatch.setattr("trainer.files.os.fsync", stop)
+    done = command(*arguments)
+    assert done.code == (130 if isinstance(stopped, KeyboardInterrupt) else 2)
+    assert (folder / f"out{suffix}").read_bytes() == before
+    assert len(list(folder.iterdir())) == 1
+    assert command("predict", run, data, "-o", folder / f"new{suffix}", "--store", store).code == done.code
+    assert len(list(folder.iterdir())) == 1
+
+
 def test_a_row_that_cannot_be_encoded_has_no_prediction(
     command: Command, run: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +209,11 @@ WRONG = {
         "did you mean 'epochs'",
     ),
     "not a setting": (("train", "<data>", "-c", "<config>", "--set", "epochs"), 2, "epochs"),
+    "output holds a config of one's own": (
+        ("train", "<data>", "-c", "<config>", "--output", "<tmp>"),
+        2,
+        "is not empty and holds no run",
+    ),
     "output is a file": (("train", "<data>", "-c", "<config>", "--output", "<data>"), 2, "things.csv"),
     "text in a number column": (("train", "<letters>", "-c", "<config>", "--output", "<tmp>/o"), 2, "stars"),
     "column missing": (("train", "<narrow>", "-c", "<config>", "--output", "<tmp>/o"), 2, "did you mean 'txt'"),
