@@ -58,17 +58,12 @@ class Environment:
         self._gate = _Gate()
         # who may not write cannot register as a reader either, and checks afterwards whether a writer was in the way
         self._registers = os.access(folder, os.W_OK)
+        self._max_dbs = len(databases)
         try:
-            self._lmdb = lmdb.open(
-                str(folder),
-                map_size=_MAP_SIZE,
-                max_dbs=len(databases),
-                readonly=not self._registers,
-                lock=self._registers,
-                readahead=False,
-                max_readers=1024,
-                mode=0o644,
-            )
+            try:
+                self._lmdb = self._open(_MAP_SIZE)
+            except lmdb.MemoryError:  # address space is limited here (ulimit -v); it grows when it must
+                self._lmdb = self._open(_MAP_SIZE >> 8)
         except lmdb.Error as error:
             raise _translate(error, folder) from error
         try:
@@ -111,6 +106,18 @@ class Environment:
                 self._resize(0)
             except lmdb.Error as error:
                 raise _translate(error, self.folder) from error
+
+    def _open(self, map_size: int) -> lmdb.Environment:
+        return lmdb.open(
+            str(self.folder),
+            map_size=map_size,
+            max_dbs=self._max_dbs,
+            readonly=not self._registers,
+            lock=self._registers,
+            readahead=False,
+            max_readers=1024,
+            mode=0o644,
+        )
 
     def close(self) -> None:
         """Close it for everybody in this process."""

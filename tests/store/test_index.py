@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 
 import lmdb
@@ -200,3 +202,15 @@ def test_a_file_of_another_lmdb_format_is_refused_and_left_alone(tmp_path):
     with pytest.raises(StoreFormatError, match="LMDB format"):
         Index(tmp_path / "index", readonly=False)
     assert (tmp_path / "index" / "data.mdb").read_bytes() == before
+
+
+def test_limited_address_space_only_makes_the_map_smaller(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; from cachestore.index import Index\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))\n"
+        "Index(Path(sys.argv[1]), readonly=False).close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "index")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
