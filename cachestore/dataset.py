@@ -29,11 +29,12 @@ _SHOWN_COLUMNS = 30
 
 @dataclass(frozen=True)
 class SkippedCell:
-    """A cell that is there and cannot be used; ``row`` counts data rows from 0."""
+    """A cell that is there and cannot be used; ``row`` counts data rows from 0, ``where`` is the dataset's label where known."""
 
     row: int
     column: str
     why: str
+    where: str = ""
 
 
 @dataclass(frozen=True)
