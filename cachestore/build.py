@@ -118,8 +118,10 @@ def run(
 
 def _derived_name(store: Store, path: Path) -> str:
     """The name of a file built without one: its stem, or with its folder before it where that is another file's."""
-    stem, folder = path.name.split(".")[0], path.parent.name
-    names = (_cleaned(f"{folder}-{stem}" + (f"-{number}" if number > 1 else "")) for number in itertools.count(1))
+    stem = datasets.stem(path)
+    names = (
+        _cleaned(f"{path.parent.name}-{stem}" + (f"-{number}" if number > 1 else "")) for number in itertools.count(1)
+    )
     for name in itertools.chain([_cleaned(stem)], names):
         if name not in manifests.names(store.root):
             return name
@@ -131,9 +133,9 @@ def _derived_name(store: Store, path: Path) -> str:
 
 def _cleaned(text: str) -> str:
     """The text with everything replaced that a name cannot hold."""
-    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "_-") else "-" for letter in text)
-    name = kept.strip("-_")[:100] or "data"
-    return name if manifests.can_be_name(name) else f"data-{name}"
+    kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
+    name = kept.strip("._-").encode()[:180].decode(errors="ignore") or "data"
+    return name if manifests.can_be_name(name) else f"data-{name[:100]}"
 
 
 @dataclass

@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from cachestore.errors import ColumnNotFound, DataError, nearest
-from cachestore.formats import open_file
+from cachestore.formats import COMPRESSED, TEXT, TYPED, open_file
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
 from cachestore.tables import Reader, open_memory, reading
 
@@ -139,6 +139,16 @@ def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
     if reader.rows == 0:
         raise DataError(f"{label} has no rows.")
     return Dataset(label, path, reader, seen)
+
+
+def stem(path: Path) -> str:
+    """The name of a data file without the suffixes that say how to read it: ``reviews.2024`` of ``reviews.2024.csv.gz``."""
+    name = path.name
+    for suffixes in (COMPRESSED, TEXT | TYPED):
+        suffix = Path(name).suffix
+        if suffix.lower() in suffixes:
+            name = name.removesuffix(suffix)
+    return name
 
 
 def payloads(batch: pa.RecordBatch, column: str, first_row: int) -> Cells:

@@ -10,6 +10,7 @@
     ├── StoreError                     3   a store that cannot be used
     │   ├── StoreNotFound              3   no store at that place
     │   ├── StoreLocked                3   another process holds it
+    │   ├── StoreNotReadable           3   no permission to read a file of it
     │   ├── StoreFull                  3   no space left, or a quota or file-size limit reached
     │   ├── StoreNotWritable           3   no permission to write, or a read-only file system
     │   ├── StoreFormatError           3   written by a newer version, or not a store at all
@@ -78,6 +79,10 @@ class StoreNotFound(StoreError):
 
 class StoreLocked(StoreError):
     """Another process is building into, or collecting, this store."""
+
+
+class StoreNotReadable(StoreError):
+    """No permission to read a file of the store."""
 
 
 class StoreFull(StoreError):

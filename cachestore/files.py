@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from cachestore.errors import DamageError, StoreError, StoreFull, StoreNotWritable, StoreWriteFailed
+from cachestore.errors import DamageError, StoreError, StoreFull, StoreNotReadable, StoreNotWritable, StoreWriteFailed
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -101,12 +101,16 @@ def open_lock(path: Path) -> int:
         raise translate(error, path) from error
 
 
-def content_names(root: Path, folder: str, suffix: str) -> Iterator[str]:
-    """Names of all content files of a folder, in no particular order."""
+def content_sizes(root: Path, folder: str, suffix: str) -> dict[str, int]:
+    """All content files of a folder: name → size in bytes."""
+    return dict(_content(root, folder, suffix))
+
+
+def _content(root: Path, folder: str, suffix: str) -> Iterator[tuple[str, int]]:
     for bucket in _entries(root / folder):
         for entry in _entries(Path(bucket.path)):
             if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
-                yield entry.name.removesuffix(suffix)
+                yield entry.name.removesuffix(suffix), entry.stat(follow_symlinks=False).st_size
 
 
 def read_small(path: Path, limit: int = 64 << 20) -> bytes:
@@ -119,11 +123,11 @@ def read_small(path: Path, limit: int = 64 << 20) -> bytes:
 
 
 def map_file(path: Path) -> memoryview:
-    """The bytes of a regular file, mapped read-only without a copy. FileNotFoundError passes through."""
+    """The bytes of a regular file, mapped read-only without a copy. FileNotFoundError passes through, ValueError if it is empty."""
     descriptor = _open_regular(path)
     try:
         if os.fstat(descriptor).st_size == 0:
-            raise DamageError(f"{path} is empty. Run a build of the data set it belongs to, to encode its rows again.")
+            raise ValueError("it is empty")
         return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
     finally:
         os.close(descriptor)
@@ -186,10 +190,12 @@ def _open_regular(path: Path) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise DamageError(
-            f"Cannot read {path}: {error.strerror}. A store holds plain files that its user can read."
+    except PermissionError as error:
+        raise StoreNotReadable(
+            f"Cannot read {path}: {error.strerror}. Change its permissions, or choose another store with --store."
         ) from error
+    except OSError as error:
+        raise DamageError(f"Cannot read {path}: {error.strerror}. A store holds plain files.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DamageError(f"{path} is not a regular file, as every file of a store is.")

@@ -28,7 +28,7 @@ PRESENT, MISSING, SKIPPED = 0, 1, 2
 FORMAT = 1
 CHUNK_ROWS = 1 << 18
 _CHUNKS, _MANIFESTS, _NAMES = "chunks", "manifests", "names"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -139,7 +139,9 @@ def read_manifest(root: Path, identity: str) -> Manifest:
     try:
         data = files.read_small(path)
     except FileNotFoundError:
-        raise ManifestNotFound(f"The store at {root} holds no manifest {identity}.") from None
+        raise ManifestNotFound(
+            f"The store at {root} holds no manifest {identity}. Build its data set again, or name another."
+        ) from None
     if sha256(data).hexdigest() != identity:
         raise DamageError(f"Manifest {path} was damaged on disk. Build its data set again to write it anew.")
     return _parse(identity, data)
@@ -149,14 +151,15 @@ def check_name(name: str) -> str:
     """The name itself. Raises UsageError when it cannot be one."""
     if not can_be_name(name):
         raise UsageError(
-            f"{name!r} cannot be a name: use 1 to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit."
+            f"{name!r} cannot be a name: use up to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit."
         )
     return name
 
 
 def can_be_name(name: str) -> bool:
     """Whether it can: it is no path and no manifest id."""
-    return bool(_NAME.fullmatch(name)) and not _ID.fullmatch(name)
+    # with its suffix it is the name of a file, and those have at most 255 bytes
+    return bool(_NAME.fullmatch(name)) and len(name.encode()) <= 200 and not _ID.fullmatch(name)
 
 
 def names(root: Path) -> list[str]:
@@ -179,6 +182,8 @@ def read_log(root: Path, name: str) -> list[Version]:
             f"The store at {root} has no name {name!r}{nearest(name, known) or '.'}{listed}"
         ) from None
     try:
+        if not lines:
+            raise ValueError("it is empty")
         return [_version(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(

@@ -101,9 +101,6 @@ def open_shard(root: Path, name: str) -> Shard:
     path = files.content_path(root, FOLDER, name, SUFFIX)
     try:
         data = files.map_file(path)
-    except FileNotFoundError:
-        raise DamageError(f"Shard {path} is gone. Build again to encode its rows anew.") from None
-    try:
         reader = pa.ipc.open_file(pa.py_buffer(data))
         metadata = reader.schema.metadata or {}
         _check_format(metadata, path)
@@ -112,6 +109,8 @@ def open_shard(root: Path, name: str) -> Shard:
         if reader.schema != _schema(spec, dim):
             raise ValueError("its columns are not those of a shard")
         return _view(name, spec, dim, reader.get_batch(0), data.nbytes)
+    except FileNotFoundError:
+        raise DamageError(f"Shard {path} is gone. Build again to encode its rows anew.") from None
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DamageError(
             f"Shard {path} cannot be read ({error}). Move it out of the store and build again."
@@ -125,7 +124,11 @@ def make_durable(root: Path, name: str) -> None:
 
 def sound(root: Path, name: str) -> bool:
     """Whether the bytes of a shard are those that its name is the SHA-256 of."""
-    return sha256(files.map_file(files.content_path(root, FOLDER, name, SUFFIX))).hexdigest() == name
+    try:
+        data = files.map_file(files.content_path(root, FOLDER, name, SUFFIX))
+    except ValueError:  # an empty file
+        return False
+    return sha256(data).hexdigest() == name
 
 
 def _view(name: str, spec: Mapping[str, Json], dim: int, batch: pa.RecordBatch, nbytes: int) -> Shard:

@@ -7,7 +7,7 @@ import struct
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from cachestore import encoders, files, header, locks, manifest, shard
 from cachestore.encoders import Encoder, EncoderLike
 from cachestore.environment import looks_torn
-from cachestore.errors import DamageError, DataError, EncoderError, MissingVector, StoreNotWritable
+from cachestore.errors import (
+    DamageError,
+    DataError,
+    EncoderError,
+    ManifestNotFound,
+    MissingVector,
+    StoreNotWritable,
+    UsageError,
+)
 from cachestore.fill import Fill, Limits
 from cachestore.index import Index, Locations
 from cachestore.keys import Fingerprint, Json, Key, fingerprint, keys
@@ -37,11 +45,15 @@ class Name:
 
     name: str
     versions: tuple[Version, ...]
-    manifest: Manifest
+    manifest: Manifest | None
+    fault: str = ""
+    """why there is no manifest: its log or file is damaged or gone"""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the head's vectors as its rows use them; rows that share a vector count each."""
+        if self.manifest is None:
+            return 0
         counts: Any = self.versions[-1].provenance["vectors"]
         return sum(
             counts[column.name] * column.dim * shard.stored_dtype(column.spec).itemsize
@@ -54,6 +66,8 @@ def open_store(path: str | os.PathLike[str] | None = None, mode: Literal["r", "w
 
     Mode "w" creates it when it is not there; mode "r" never writes. Raises StoreNotFound, StoreNotWritable, StoreFormatError.
     """
+    if mode not in ("r", "w"):
+        raise UsageError(f"A store is opened with mode 'r' or 'w', not {mode!r}.")
     place = path or os.environ.get("CACHESTORE_STORE") or Path.home() / ".cache" / "cachestore"
     return Store(Path(place).expanduser().absolute(), mode)
 
@@ -114,11 +128,14 @@ class Store:
                 )
             out[rows] = self._shard(names[number]).take(found.rows[rows], wanted[rows])
 
-    def embed(self, texts: Sequence[str], encoder: EncoderLike) -> NDArray[Any]:
+    def embed(self, texts: Iterable[str], encoder: EncoderLike) -> NDArray[Any]:
         """Vectors (len(texts), dim) of the texts, in their order; what the store lacks is encoded and kept.
 
         The dtype is the encoder's stored dtype. Raises DataError for a text that has no UTF-8 form or no finite vector.
         """
+        if isinstance(texts, str):
+            raise UsageError("embed takes a list of texts, not one text. Write embed([text], …)[0].")
+        texts = list(texts)
         opened = self.open_encoder(encoder)
         payloads = [_utf8(text, at) for at, text in enumerate(texts)]
         wanted = keys(fingerprint(opened.spec), payloads)
@@ -159,11 +176,16 @@ class Store:
         return manifest.read_log(self.root, name)
 
     def names(self) -> list[Name]:
-        """All names with their newest manifest, sorted."""
-        logs = {name: self.log(name) for name in manifest.names(self.root)}
-        return [
-            Name(name, tuple(log), manifest.read_manifest(self.root, log[-1].manifest)) for name, log in logs.items()
-        ]
+        """All names with their newest manifest, sorted; a name whose files are damaged has a ``fault`` instead."""
+        return [self._name(name) for name in manifest.names(self.root)]
+
+    def _name(self, name: str) -> Name:
+        log: list[Version] = []
+        try:
+            log = self.log(name)
+            return Name(name, tuple(log), manifest.read_manifest(self.root, log[-1].manifest))
+        except (DamageError, ManifestNotFound) as error:
+            return Name(name, tuple(log), None, str(error))
 
     def point(self, name: str, target: Manifest, provenance: Callable[[], Mapping[str, Json]]) -> None:
         """Add a version to a name's log, unless its head is this manifest already; only then is ``provenance`` asked for."""
@@ -267,7 +289,8 @@ class Store:
         """
         if self.readonly:
             raise StoreNotWritable(
-                f"The store at {self.root} is open for reading, and this needs to write. Open it with mode 'w'."
+                f"The store at {self.root} is open for reading only, and this must write to it. "
+                "Open it for writing, as a user who may."
             )
         with locks.held(self.root, "builders", exclusive=False, timeout=header.LOCK_SECONDS) as lock:
             if locks.alone(lock):
@@ -304,11 +327,20 @@ class Store:
         return self._disagreement() == ([], [])
 
     def _disagreement(self) -> tuple[list[int], list[str]]:
-        """Numbers of indexed shards that are gone, and names of shards that are not indexed."""
-        indexed = {entry.name: entry.number for entry in self.index.shards().values()}
-        on_disk = set(files.content_names(self.root, shard.FOLDER, shard.SUFFIX))
-        gone = [number for name, number in indexed.items() if name not in on_disk]
-        return gone, sorted(on_disk - indexed.keys())
+        """Numbers of indexed shards that are gone, and names of shards that are not indexed.
+
+        Raises DamageError for an indexed shard that has another size than when it was written.
+        """
+        indexed = {entry.name: entry for entry in self.index.shards().values()}
+        on_disk = files.content_sizes(self.root, shard.FOLDER, shard.SUFFIX)
+        for name, size in on_disk.items():
+            if name in indexed and size != indexed[name].nbytes:
+                raise DamageError(
+                    f"Shard {name} in {self.root} has {size} bytes instead of {indexed[name].nbytes}. "
+                    "Move the file out of the folder shards and build again to encode its rows anew."
+                )
+        gone = [entry.number for name, entry in indexed.items() if name not in on_disk]
+        return gone, sorted(on_disk.keys() - indexed.keys())
 
     def _shard(self, name: str) -> shard.Shard:
         mapped = self._mapped.pop(name, None) or shard.open_shard(self.root, name)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 import cachestore
 from cachestore.encoders import label
+from cachestore.errors import DamageError
 from cachestore.store import Name
 from cli import options, output
 
@@ -34,9 +37,13 @@ def command(
         root = opened.root
     summary = {"store": str(root), "names": [_entry(name) for name in names]}
     output.Output(as_json, quiet).result(summary, _text(summary))
+    if any(name.manifest is None for name in names):
+        raise typer.Exit(DamageError.exit_code)
 
 
 def _entry(name: Name) -> dict[str, Any]:
+    if name.manifest is None:
+        return {"name": name.name, "versions": len(name.versions), "fault": name.fault}
     head = name.versions[-1]
     return {
         "name": name.name,
@@ -58,6 +65,9 @@ def _text(summary: dict[str, Any]) -> str:
     head = ("name", "versions", "rows", "bytes", "manifest", "created", "column: encoder")
     rows = []
     for entry in summary["names"]:
+        if "fault" in entry:
+            rows.append((entry["name"], entry["versions"], "", "", "", "", f"damaged: {entry['fault']}"))
+            continue
         encoders = [f"{column['column']}: {column['encoder']}" for column in entry["columns"]]
         cells = (entry["name"], entry["versions"], f"{entry['rows']:,}", output.size(entry["bytes"]))
         rows.append((*cells, entry["manifest"][:12], entry["created"][:19], encoders[0]))

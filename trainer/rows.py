@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from cachestore.build import Build, Progress
 from cachestore.build import run as run_build
 from cachestore.dataset import Dataset, SkippedCell
-from cachestore.errors import DataError, EncoderError
+from cachestore.encoders import EncoderLike
+from cachestore.errors import DataError
 from cachestore.keys import Json, fingerprint
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
 from cachestore.store import Store
@@ -23,6 +24,7 @@ from trainer.features import Fitted
 from trainer.features.cells import Column as ArrowColumn
 from trainer.features.read import read_columns
 from trainer.schema import Config
+from trainer.settled import SettledEncoder
 
 
 @final
@@ -159,18 +161,21 @@ def build_texts(
     """Encode what the store lacks of the text columns.
 
     With ``trained``, the texts of a run that is put to use: the store gets no name for the data, and EncoderError is raised
-    before encoding when an encoder is not the one of the run.
+    when something must be encoded and an encoder is not the one of the run.
     """
     texts = [feature for feature in config.input_features if isinstance(feature, TextInput)]
-    if trained is not None:
-        texts = [_as_trained(feature, trained[feature.name], store) for feature in texts]
     named = trained is None and not store.readonly
     builds: list[Build] = []
     groups = _groups(texts)
     for number, group in enumerate(groups, start=1):
         # a build has one encoder per column: others of a column get a name of their own
         name = f"{builds[0].name}-{number}" if builds and builds[0].name else None
-        encoders = {feature.column: feature.encoder for feature in group}
+        encoders: dict[str, EncoderLike] = {}
+        for feature in group:
+            encoders[feature.column] = feature.encoder
+            if trained is not None:
+                state = trained[feature.name]
+                encoders[feature.column] = SettledEncoder(feature, state.spec, state.dim, store)
         builds.append(run_build(store, dataset, encoders, name=name, named=named, progress=progress))
     return Built(tuple(zip(map(tuple, groups), builds, strict=True)))
 
@@ -248,24 +253,9 @@ def _filled(feature: TextInput, vectors: Vectors, store: Store) -> Vectors:
     if feature.preprocessing.missing_value_strategy != "fill_with_const" or fill_value is None or not rows.any():
         return vectors
     values = vectors.values.copy()  # another feature may share them
-    values[rows] = store.embed([fill_value], feature.encoder)[0]
+    settled = SettledEncoder(feature, vectors.spec, values.shape[1], store)
+    values[rows] = store.embed([fill_value], settled)[0]
     return replace(vectors, values=values, reasons=np.where(rows, np.uint8(PRESENT), vectors.reasons))
-
-
-def _as_trained(feature: TextInput, trained: FittedText, store: Store) -> TextInput:
-    """The feature with ``precision: auto`` settled as in the run, its encoder checked to be that of the run."""
-    settled = feature
-    if "precision" in type(feature.encoder).model_fields:
-        encoder = feature.encoder.model_copy(update={"precision": trained.spec["precision"]})
-        settled = feature.model_copy(update={"encoder": encoder})
-    spec = store.open_encoder(settled.encoder).spec
-    if fingerprint(spec) != fingerprint(trained.spec):
-        changed = sorted(name for name in {*spec, *trained.spec} if spec.get(name) != trained.spec.get(name))
-        raise EncoderError(
-            f"The encoder of {feature.name!r} is not the one this run was trained with: {', '.join(changed)} changed. "
-            "Put the model files back, or train again."
-        )
-    return settled
 
 
 def _mark(drop: NDArray[np.object_] | None, rows: NDArray[np.bool_], reason: str) -> NDArray[np.object_]:

@@ -76,8 +76,9 @@ def _cached(name: str) -> Path | None:
 def _download(name: str) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise EncoderError(
-            f"the model {name!r}, with safetensors weights, is not in {constants.HF_HUB_CACHE}; HF_HUB_OFFLINE is set. "
-            "Unset it to download the model, or set pretrained_model_name_or_path to a directory that holds it."
+            f"the model {name!r} is no directory here ({Path(name).absolute()}), and with safetensors weights it is not in "
+            f"{constants.HF_HUB_CACHE}; HF_HUB_OFFLINE is set. Unset it to download the model, or set "
+            "pretrained_model_name_or_path to a directory that holds it."
         )
     from huggingface_hub import snapshot_download  # its HTTP client is slow to import and needed only here
 
@@ -86,6 +87,7 @@ def _download(name: str) -> Path:
     except Exception as error:  # the hub client raises errors of its own, of its HTTP client and of the system
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise EncoderError(
-            f"the model {name!r} could not be downloaded: {reason[0]} Check the name and the network, or set "
+            f"the model {name!r} is no directory here ({Path(name).absolute()}), and could not be downloaded: {reason[0]} "
+            "Check the name and the network, or set "
             "pretrained_model_name_or_path to a directory that holds the model."
         ) from error

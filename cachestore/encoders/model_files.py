@@ -17,8 +17,11 @@ _SINGLE: Final = "model.safetensors"
 _SHARDED: Final = "model.safetensors.index.json"
 _TOKENIZER_FILES: Final = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*", "*.model", "*.spm", "*.bpe",
-    "*.codes", "dict.txt",
+    "*.codes", "dict.txt", "tekken.json",
 )  # fmt: skip
+# At least one of them holds the vocabulary; without it transformers makes an empty tokenizer and says nothing.
+_VOCABULARIES: Final = ("tokenizer.json", "vocab*", "*.model", "*.spm", "*.bpe", "*.codes", "dict.txt", "tekken.json")
+_BYTE_TOKENIZERS: Final = frozenset({"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"})
 # Where a model or tokenizer was saved from and by what: true of the file, not of its vectors.
 _PROVENANCE: Final = frozenset({
     "_name_or_path", "name_or_path", "transformers_version", "special_tokens_map_file", "tokenizer_file", "is_local",
@@ -125,11 +128,19 @@ def _tokenizer_files(directory: Path) -> list[Path]:
         for path in sorted(directory.iterdir())
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in _TOKENIZER_FILES)
     ]
-    if not files:
+    if not _has_vocabulary(directory, files):
         raise EncoderError(
-            f"{directory} holds no tokenizer (tokenizer.json, vocab.txt, …). Save the tokenizer into it."
+            f"{directory} holds no vocabulary of a tokenizer (tokenizer.json, vocab.txt, …). Save the tokenizer into it."
         )
     return files
+
+
+def _has_vocabulary(directory: Path, files: list[Path]) -> bool:
+    if any(fnmatch.fnmatch(path.name, pattern) for path in files for pattern in _VOCABULARIES):
+        return True
+    path = directory / "tokenizer_config.json"
+    config = modules.load_json(path) if path in files else None
+    return isinstance(config, dict) and config.get("tokenizer_class") in _BYTE_TOKENIZERS
 
 
 def _tokenizer_digest(path: Path, digest: Callable[[Path], str]) -> str:

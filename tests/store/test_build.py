@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pytest
 import cachestore
 from cachestore import open_store
 from cachestore.build import run
+from cachestore.dataset import stem
 from cachestore.errors import ColumnNotFound, DamageError, DataError, EncoderError, UsageError
 from cachestore.fill import Limits
 from cachestore.index import Index
@@ -22,6 +24,8 @@ from cachestore.manifest import MISSING, PRESENT, SKIPPED
 from cachestore.plan import plan
 from cachestore.store import Store
 from tests.store.counting import CountingEncoder
+
+build_module = sys.modules["cachestore.build"]  # the name leads to the function
 
 
 @pytest.fixture
@@ -135,7 +139,7 @@ def test_id_depends_on_rows_and_encoders_not_on_the_way(store, tmp_path):
 
 
 def test_chunks_are_shared_by_versions_that_grow(store, monkeypatch):
-    monkeypatch.setattr(sys.modules["cachestore.build"], "CHUNK_ROWS", 10)
+    monkeypatch.setattr(build_module, "CHUNK_ROWS", 10)
     texts = [f"text {row}" for row in range(25)]
     first = run(store, {"text": texts}, {"text": CountingEncoder()}).manifest
     second = run(store, {"text": [*texts, "more"]}, {"text": CountingEncoder()}).manifest
@@ -153,7 +157,7 @@ def test_a_refused_vector_skips_its_rows_and_no_others(store, monkeypatch):
             vectors[[payload == b"bad" for payload in payloads]] = np.nan
             return vectors
 
-    monkeypatch.setattr(sys.modules["cachestore.build"], "CHUNK_ROWS", 4)
+    monkeypatch.setattr(build_module, "CHUNK_ROWS", 4)
     encoder = Faulty()
     made = run(store, {"text": ["a", "bad", "b", "bad", "c", "bad"]}, {"text": encoder}, limits=Limits(window_rows=2))
     assert encoder.seen.count(b"bad") == 1
@@ -258,8 +262,8 @@ def test_files_of_one_stem_have_names_of_their_own(store, tmp_path):
 
 
 def test_a_name_made_of_a_path_can_be_one(store, tmp_path):
-    for stem in ("0" * 64, "--", "-x", "ä", "a" * 200):
-        name = run(store, table(tmp_path / f"{stem}.csv", [stem]), {"text": CountingEncoder()}).name
+    for text in ("0" * 64, "--", "-x", "ä", "a" * 200):
+        name = run(store, table(tmp_path / f"{text}.csv", [text]), {"text": CountingEncoder()}).name
         assert store.log(name)[-1].version == 1
 
 
@@ -309,6 +313,8 @@ def flip(path):
         ("chunk damaged", "chunks/*/*.arrow", flip, lambda path: path.unlink()),
         ("manifest gone", "manifests/*/*.json", lambda path: path.unlink(), lambda path: None),
         ("manifest damaged", "manifests/*/*.json", flip, lambda path: None),
+        ("shard empty", "shards/*/*.arrow", lambda path: os.truncate(path, 0), lambda path: path.unlink()),
+        ("shard cut short", "shards/*/*.arrow", lambda path: os.truncate(path, 500), lambda path: path.unlink()),
         ("shard gone", "shards/*/*.arrow", lambda path: path.unlink(), lambda path: None),
         ("shard damaged", "shards/*/*.arrow", flip, lambda path: path.unlink()),
     ],
@@ -325,6 +331,9 @@ def test_following_what_an_error_says_mends_the_damage(tmp_path, kind, pattern, 
         if kind != "manifest gone":
             with pytest.raises(DamageError):
                 store.vectors(store.manifest("t"), "text")
+    if kind in ("shard empty", "shard cut short"):
+        with open_store(tmp_path / "store") as store, pytest.raises(DamageError, match="Move the file out"):
+            run(store, path, {"text": CountingEncoder()})
     advice(victim)
     with open_store(tmp_path / "store") as store:
         run(store, path, {"text": CountingEncoder()})
@@ -404,3 +413,17 @@ def test_nothing_is_named_before_it_is_durable(tmp_path, monkeypatch):
         at for at, (kind, what) in enumerate(events) if kind == "rename" and f"{os.sep}chunks{os.sep}" in what[1]
     )
     assert shard_at + 1 < commit < chunk_at
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("reviews.2024.csv", "reviews.2024"),
+        ("日本.csv", "日本"),
+        ("a.tsv.gz", "a"),
+        ("my data!.csv", "my-data"),
+        ("x.arrow", "x"),
+    ],
+)
+def test_a_file_goes_by_its_stem(file, name):
+    assert build_module._cleaned(stem(Path(file))) == name

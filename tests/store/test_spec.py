@@ -218,7 +218,9 @@ def test_a_model_that_is_not_there_offline_says_what_to_do(hub_cache: Path, mode
     with pytest.raises(EncoderError, match=r"HF_HUB_OFFLINE is set\. Unset it .* or set pretrained_model_name_or_path"):
         open_encoder("gpt2")
     (_in_cache(hub_cache, "gpt2", model) / "model.safetensors").unlink()
-    with pytest.raises(EncoderError, match=r"'gpt2', with safetensors weights, is not in .*hub"):
+    with pytest.raises(
+        EncoderError, match=r"'gpt2' is no directory here \(.*/gpt2\), and with safetensors weights it is not in .*hub"
+    ):
         open_encoder("gpt2")
 
 
@@ -242,7 +244,10 @@ def test_a_model_that_is_not_cached_is_downloaded(
         raise OSError("401 Client Error\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(EncoderError, match=r"'org/tiny' could not be downloaded: 401 Client Error Check the name"):
+    with pytest.raises(
+        EncoderError,
+        match=r"'org/tiny' is no directory here .* could not be downloaded: 401 Client Error Check the name",
+    ):
         opened(Path("org/tiny"))
 
 
@@ -283,7 +288,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken config": (lambda m: (m / "config.json").write_text("{"), r"config\.json cannot be read as JSON"),
     "no model type": (lambda m: edit_json(m / "config.json", model_type=None), "names no model_type"),
     "no width": (lambda m: edit_json(m / "config.json", hidden_size=None), "does not say how wide"),
-    "no tokenizer": (lambda m: [path.unlink() for path in m.glob("tokenizer*")], "holds no tokenizer"),
+    "no tokenizer": (lambda m: [path.unlink() for path in m.glob("tokenizer*")], "holds no vocabulary of a tokenizer"),
+    "no vocabulary": (lambda m: (m / "tokenizer.json").unlink(), "holds no vocabulary of a tokenizer"),
     "adapter": (lambda m: (m / "adapter_config.json").write_text("{}"), "PEFT adapter, which is not supported yet"),
 }
 

@@ -22,7 +22,9 @@ from cachestore.errors import (
     StoreFormatError,
     StoreLocked,
     StoreNotFound,
+    StoreNotReadable,
     StoreNotWritable,
+    UsageError,
 )
 from cachestore.fill import Limits
 from cachestore.keys import fingerprint, keys
@@ -141,7 +143,7 @@ def test_a_store_opened_for_reading_never_writes(tmp_path):
     before = snapshot(tmp_path / "store")
     with open_store(tmp_path / "store", mode="r") as store:
         store.embed(["a"], CountingEncoder())
-        with pytest.raises(StoreNotWritable, match="mode 'w'"):
+        with pytest.raises(StoreNotWritable, match="open for reading only"):
             store.embed(["new"], CountingEncoder())
         store.digest(tmp_path / "store" / "store.json")
     assert snapshot(tmp_path / "store") == before
@@ -341,3 +343,38 @@ def test_a_store_may_be_read_while_it_is_open_for_writing_here(tmp_path):
     with open_store(tmp_path / "store", mode="r") as reader, open_store(tmp_path / "store") as writer:
         expected = writer.embed(["b"], CountingEncoder())
         np.testing.assert_array_equal(reader.embed(["b"], CountingEncoder()), expected)
+
+
+def test_one_text_is_not_taken_for_a_list_of_letters(store):
+    with pytest.raises(UsageError, match=r"embed\(\[text\]"):
+        store.embed("hello", CountingEncoder())
+    assert store.embed((text for text in ("a", "b")), CountingEncoder()).shape == (2, 8)
+
+
+def test_a_mode_is_r_or_w(tmp_path):
+    with pytest.raises(UsageError, match="'r' or 'w'"):
+        open_store(tmp_path / "store", mode="x")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_damaged_name_does_not_hide_the_others(store):
+    for name in ("a", "b", "c"):
+        cachestore.build(store, {"text": [name]}, {"text": CountingEncoder()}, name=name)
+    (store.root / "names" / "a.jsonl").write_bytes(b"")
+    files.content_path(store.root, "manifests", store.log("b")[-1].manifest, ".json").unlink()
+    assert [(name.name, name.manifest is not None, bool(name.fault)) for name in store.names()] == [
+        ("a", False, True),
+        ("b", False, True),
+        ("c", True, False),
+    ]
+
+
+def test_a_file_nobody_may_read_is_no_damage(tmp_path, monkeypatch):
+    open_store(tmp_path / "store").close()
+
+    def forbidden(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with pytest.raises(StoreNotReadable, match=r"store\.json: Permission denied"):
+        open_store(tmp_path / "store", mode="r")

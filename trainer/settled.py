@@ -1,0 +1,42 @@
+"""The encoder of a run, known by its spec: what it encoded is found without its model, which may have moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachestore.errors import EncoderError
+from cachestore.keys import Json, fingerprint
+from cachestore.store import Store
+from trainer.feature_schema import TextInput
+
+
+@final
+@dataclass(frozen=True)
+class SettledEncoder:
+    """An Encoder of a text feature with a recorded spec. Its model is opened when something is to be encoded, and not before."""
+
+    feature: TextInput
+    spec: Mapping[str, Json]
+    dim: int
+    store: Store
+
+    def encode(self, payloads: Sequence[bytes]) -> NDArray[np.float32]:
+        """(len(payloads), dim) vectors. Raises EncoderError when the feature's encoder is no longer the one of the spec."""
+        settings = self.feature.encoder
+        if "precision" in type(settings).model_fields:
+            # auto was settled when the spec was made, and holds whatever this machine would choose
+            settings = settings.model_copy(update={"precision": self.spec["precision"]})
+        opened = self.store.open_encoder(settings)
+        if fingerprint(opened.spec) != fingerprint(self.spec):
+            names = sorted({*opened.spec, *self.spec})
+            changed = [name for name in names if opened.spec.get(name) != self.spec.get(name)]
+            raise EncoderError(
+                f"The encoder of {self.feature.name!r} is not the one this run was trained with: {', '.join(changed)} changed. "
+                "Put the model files back, or train again."
+            )
+        return opened.encode(payloads)
