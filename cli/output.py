@@ -53,9 +53,13 @@ def error(kind: str, message: str, exit_code: int, *, as_json: bool) -> None:
 
 
 def skipped(cells: Sequence[SkippedCell], count: int, data: object) -> bool:
-    """Name the first skipped cells on stderr, even under --quiet; returns whether there are any."""
+    """Name the first skipped cells on stderr, even under --quiet; returns whether there are any.
+
+    ``data`` is the file of those that do not say theirs.
+    """
     for cell in cells[:SKIPPED_SHOWN]:
-        _write(sys.stderr, f"skipped: {data}, row {cell.row + 1}, column {cell.column!r}: {cell.why}")
+        place = f"data row {cell.row} (counted from 0)"
+        _write(sys.stderr, f"skipped: {cell.where or data}, column {cell.column!r}, {place}: {cell.why}")
     if count > SKIPPED_SHOWN:
         _write(sys.stderr, f"skipped: {count - SKIPPED_SHOWN:,} more")
     return count > 0

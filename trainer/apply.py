@@ -22,6 +22,7 @@ from trainer.config import load_config
 from trainer.events import Clock, Listener
 from trainer.feature_schema import BinaryOutput, CategoryOutput, OutputFeature
 from trainer.features import FittedBinary, FittedCategory, fitted_from_json
+from trainer.features.read import Table
 from trainer.model import Model
 from trainer.record import Evaluation, Predictions, Run
 from trainer.rows import Built, Columns, FittedText
@@ -63,6 +64,7 @@ class _Use:
     label: str
     columns: Columns
     batches: CachedBatches
+    table: Table
     built: Built
     clock: Clock
 
@@ -70,11 +72,11 @@ class _Use:
         """What Evaluation and Predictions tell alike."""
         built = self.built
         return {
-            "skipped": built.skipped,
+            "skipped": self.table.skipped + built.skipped,
             "encoded": built.encoded,
             "hits": built.hits,
             "seconds": self.clock.end(),
-            "skipped_cells": tuple(built.skipped_cells),
+            "skipped_cells": (*self.table.skipped_cells, *built.skipped_cells),
         }
 
 
@@ -91,9 +93,9 @@ def _use(run: Run | str | Path, data: Any, store: Store, *, targets: bool, progr
     model = build_model(config, states)
     checkpoint.read_weights(path, model)
     dataset = open_dataset(data)
-    cells = rows.read(config, dataset, targets=targets)
+    table = rows.read(config, dataset, targets=targets)
     fitted = {name: state for name, state in states.items() if not isinstance(state, FittedText)}
-    columns = rows.transform(config, fitted, cells, dataset.label, targets=targets)
+    columns = rows.transform(config, fitted, table, dataset.label, targets=targets)
     clock.begin("build")
     texts = {name: state for name, state in states.items() if isinstance(state, FittedText)}
     built = rows.build_texts(config, dataset, store, trained=texts, progress=clock.building(dataset.label))
@@ -102,7 +104,7 @@ def _use(run: Run | str | Path, data: Any, store: Store, *, targets: bool, progr
     device = default_device()
     batches = joined.select(np.ones(len(joined.drop), np.bool_)).to(device)
     clock.begin("evaluate")
-    return _Use(config, states, model.to(device), dataset.label, joined, batches, built, clock)
+    return _Use(config, states, model.to(device), dataset.label, joined, batches, table, built, clock)
 
 
 def _output_columns(

@@ -21,8 +21,9 @@ class Run:
     """A finished run, as its summary.json has it.
 
     ``metrics``: split → output feature → metric, of the weights that were kept; those of "train" are of the best epoch.
-    ``rows``: rows used, by split. ``dropped``: rows not used, by reason. ``skipped``: cells that could not be encoded, of
-    all files. ``encoded``, ``hits``: cells of text columns that were computed, and found in the store. ``seconds``: by phase.
+    ``rows``: rows used, by split. ``dropped``: rows not used, by reason. ``skipped``: cells that are there and could not be
+    read or encoded, of all files. ``encoded``, ``hits``: cells of text columns that were computed, and found in the store.
+    ``seconds``: by phase.
     """
 
     path: Path

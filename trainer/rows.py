@@ -21,8 +21,7 @@ from trainer import features
 from trainer.batches import CachedBatches
 from trainer.feature_schema import CategoryOutput, TextInput
 from trainer.features import Fitted
-from trainer.features.cells import Column as ArrowColumn
-from trainer.features.read import read_columns
+from trainer.features.read import Table, read_columns
 from trainer.schema import Config
 from trainer.settled import SettledEncoder
 
@@ -78,8 +77,9 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Built:
-    """The builds of the text columns of one dataset, each with the features that it serves."""
+    """The builds of the text columns of one dataset, each with the features that it serves; ``label`` names the dataset."""
 
+    label: str
     groups: tuple[tuple[tuple[TextInput, ...], Build], ...] = ()
 
     @property
@@ -105,10 +105,10 @@ class Built:
     @property
     def skipped_cells(self) -> list[SkippedCell]:
         """The first of them."""
-        return [cell for _, build in self.groups for cell in build.skipped_cells]
+        return [replace(cell, where=self.label) for _, build in self.groups for cell in build.skipped_cells]
 
 
-def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str] = ()) -> dict[str, ArrowColumn]:
+def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str] = ()) -> Table:
     """The cells of every column that does not go through the store. Raises ColumnNotFound before it reads."""
     outputs = [feature.column for feature in config.output_features] if targets else []
     dataset.require([*(feature.column for feature in config.input_features), *outputs, *extra])
@@ -116,38 +116,40 @@ def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str
     return read_columns(dataset, [*tabular, *outputs, *extra])
 
 
-def fit(config: Config, cells: Mapping[str, ArrowColumn], train: NDArray[np.bool_], where: str) -> dict[str, Fitted]:
+def fit(config: Config, table: Table, train: NDArray[np.bool_], where: str) -> dict[str, Fitted]:
     """The state of every feature but the texts, learnt from the rows that ``train`` marks.
 
-    The classes of a category output are those of all rows: a rare one that the split keeps from training is no fault.
+    The classes of a category output are those of all rows not skipped: a rare one that the split keeps from training is no fault.
     """
-    everywhere = np.ones_like(train)
     states: dict[str, Fitted] = {}
     for feature in config.input_features:
         if not isinstance(feature, TextInput):
-            states[feature.name] = features.fit_input(feature, cells[feature.column], train, where)
+            states[feature.name] = features.fit_input(feature, table.columns[feature.column], train, where)
     for output in config.output_features:
-        learnt = everywhere if isinstance(output, CategoryOutput) else train
-        states[output.name] = features.fit_output(output, cells[output.column], learnt, where)
+        learnt = table.usable if isinstance(output, CategoryOutput) else train
+        states[output.name] = features.fit_output(output, table.columns[output.column], learnt, where)
     return states
 
 
 def transform(
-    config: Config, states: Mapping[str, Fitted], cells: Mapping[str, ArrowColumn], where: str, *, targets: bool
+    config: Config, states: Mapping[str, Fitted], table: Table, where: str, *, targets: bool
 ) -> Columns | None:
     """Every row of the columns read; None when there are none, as when only texts are needed."""
-    inputs, outputs, drop = {}, {}, None
+    if not table.columns:
+        return None
+    inputs, outputs, drop = {}, {}, table.reasons
     for feature in config.input_features:
         if not isinstance(feature, TextInput):
-            column = features.transform_input(feature, states[feature.name], cells[feature.column], where)
+            column = features.transform_input(feature, states[feature.name], table.columns[feature.column], where)
             narrow = feature.type != "category"
             inputs[feature.name] = column.values[:, None] if narrow else column.values
             drop = _mark(drop, ~column.keep, f"{feature.column}: missing")
     for output in config.output_features if targets else ():
-        column = features.transform_output(output, states[output.name], cells[output.column], where)
+        cells = table.columns[output.column]
+        column = features.transform_output(output, states[output.name], cells, where, table.usable)
         outputs[output.name] = column.values
         drop = _mark(drop, ~column.keep, f"{output.column}: missing")
-    return None if drop is None else Columns(inputs, outputs, drop)
+    return Columns(inputs, outputs, drop)
 
 
 def build_texts(
@@ -177,7 +179,7 @@ def build_texts(
                 state = trained[feature.name]
                 encoders[feature.column] = SettledEncoder(feature, state.spec, state.dim, store)
         builds.append(run_build(store, dataset, encoders, name=name, named=named, progress=progress))
-    return Built(tuple(zip(map(tuple, groups), builds, strict=True)))
+    return Built(dataset.label, tuple(zip(map(tuple, groups), builds, strict=True)))
 
 
 def gather(built: Built, store: Store) -> dict[str, Vectors]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore.dataset import Dataset, open_dataset
+from cachestore.dataset import Dataset, SkippedCell, open_dataset
 from cachestore.errors import DataError
 from cachestore.store import Store
 from trainer import checkpoint, loop, rows
@@ -84,12 +84,12 @@ def train(
             rows={name: rows_of.rows for name, rows_of in prepared.batches.items()},
             dropped=prepared.dropped,
             left_out=prepared.left_out,
-            skipped=sum(build.skipped for build in prepared.built.values()),
+            skipped=prepared.skipped,
             encoded=sum(build.encoded for build in prepared.built.values()),
             hits=sum(build.hits for build in prepared.built.values()),
             manifests=manifests,
             seconds=clock.end(),
-            skipped_cells=tuple(cell for build in prepared.built.values() for cell in build.skipped_cells),
+            skipped_cells=prepared.skipped_cells,
         )
         checkpoint.write_summary(place.folder, run.to_json())
     return run
@@ -105,6 +105,8 @@ class _Prepared:
     built: Mapping[str, Built]
     dropped: Mapping[str, int]
     left_out: int
+    skipped: int
+    skipped_cells: tuple[SkippedCell, ...]
 
 
 def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clock) -> _Prepared:
@@ -115,15 +117,22 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
     if chosen is None and len(sources) == 1:
         chosen = RandomSplit()
     split_column = getattr(chosen, "column", None)
-    cells = {
+    tables = {
         name: rows.read(config, dataset, targets=True, extra=[split_column] if split_column and name == "train" else [])
         for name, dataset in opened.items()
     }
     where = opened["train"].label
-    count = len(cells["train"][config.output_features[0].column])
+    count = len(tables["train"].reasons)
     parts = np.zeros(count, np.int8)
     if chosen is not None:
-        parts = split(chosen, cells["train"].get(split_column or ""), count, config.random_seed, where).copy()
+        parts = split(
+            chosen,
+            tables["train"].columns.get(split_column or ""),
+            count,
+            config.random_seed,
+            where,
+            used=tables["train"].usable,
+        ).copy()
     for name in ("validation", "test"):
         if name in sources:
             parts[parts == SPLITS.index(name)] = _LEFT_OUT
@@ -132,9 +141,10 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
         clock.say(
             f"{left_out} rows of {where} are left out: the split puts them into a part that has a file of its own."
         )
-    fitted = rows.fit(config, cells["train"], parts == 0, where)
+    learnt_from = (parts == 0) & tables["train"].usable
+    fitted = rows.fit(config, tables["train"], learnt_from, where)
     columns = {
-        name: rows.transform(config, fitted, cells[name], dataset.label, targets=True)
+        name: rows.transform(config, fitted, tables[name], dataset.label, targets=True)
         for name, dataset in opened.items()
     }
 
@@ -146,7 +156,7 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
 
     clock.begin("gather")
     gathered = {name: rows.gather(build, store) for name, build in built.items()}
-    texts = rows.fit_texts(gathered["train"], parts == 0)
+    texts = rows.fit_texts(gathered["train"], learnt_from)
     joined = {
         name: rows.join(config, columns[name], gathered[name], texts, dataset.label) for name, dataset in opened.items()
     }
@@ -156,7 +166,18 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
             batches[name] = joined[name].select(np.ones(len(joined[name].drop), np.bool_))
     dropped = _dropped(joined, parts)
     _require_rows(batches, opened, dropped)
-    return _Prepared(opened, batches, {**fitted, **texts}, built, dropped, left_out)
+    return _Prepared(
+        opened=opened,
+        batches=batches,
+        states={**fitted, **texts},
+        built=built,
+        dropped=dropped,
+        left_out=left_out,
+        skipped=sum(tables[name].skipped + built[name].skipped for name in opened),
+        skipped_cells=tuple(
+            cell for name in opened for cell in (*tables[name].skipped_cells, *built[name].skipped_cells)
+        ),
+    )
 
 
 def _fit(

@@ -24,8 +24,18 @@ MISSING: Final = b"\0missing"  # what a missing value hashes as
 _NAMES: Final = ("train", "validation", "test")
 
 
-def split(config: SplitConfig, cells: c.Column | None, rows: int, seed: int, where: str) -> NDArray[np.int8]:
+def split(
+    config: SplitConfig,
+    cells: c.Column | None,
+    rows: int,
+    seed: int,
+    where: str,
+    *,
+    used: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int8]:
     """0, 1 or 2 for every row. ``cells`` is the column that the split names, None for a random one.
+
+    A row that ``used`` (rows,) excludes may have no split in a fixed one: nothing follows from it.
 
     The same rows, config and seed give the same split. Raises DataError when no row would train, or a share that was
     asked for would be empty.
@@ -40,7 +50,7 @@ def split(config: SplitConfig, cells: c.Column | None, rows: int, seed: int, whe
         text, column = c.texts(cells, where, config.column), f", column {config.column!r}"
         match config:
             case FixedSplit():
-                shares, parts = (1.0, 0.0, 0.0), _fixed(text, where, config.column)
+                shares, parts = (1.0, 0.0, 0.0), _fixed(text, where, config.column, used)
             case StratifySplit():
                 codes = c.values(text.dictionary_encode(null_encoding="encode").indices)
                 shares, parts = config.probabilities, _drawn(codes, config.probabilities, seed, least=0)
@@ -95,11 +105,13 @@ def _hashed(text: c.StringArray, shares: Shares) -> NDArray[np.int8]:
     return result
 
 
-def _fixed(text: c.StringArray, where: str, column: str) -> NDArray[np.int8]:
+def _fixed(text: c.StringArray, where: str, column: str, used: NDArray[np.bool_] | None) -> NDArray[np.int8]:
     encoded = text.dictionary_encode(null_encoding="encode")
     values = encoded.dictionary.to_pylist()
     part = np.array([-1 if value is None else _WORDS.get(value.lower(), -1) for value in values], np.int8)
     parts: NDArray[np.int8] = part[c.values(encoded.indices)]
+    if used is not None:
+        parts[~used] = TRAIN
     if (parts < 0).any():
         row = int((parts < 0).argmax())
         given = text[row].as_py()

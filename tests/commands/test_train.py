@@ -191,10 +191,28 @@ def test_a_row_that_cannot_be_encoded_has_no_prediction(
     new.write_bytes(b"stars,text\n1,a red thing\n2,na\xefve\n")
     done = command("predict", run, new, "--store", store)
     assert done.code == 5
-    assert "row 2" in done.err
+    assert "data row 1 (counted from 0)" in done.err
     good, skipped = csv.DictReader(done.out.splitlines())
     assert good["colour_predictions"] in COLOURS
     assert set(skipped.values()) == {""}
+
+
+def test_skipped_cells_are_named_by_file_column_and_row(
+    command: Command, run: Path, data: Path, config: Path, store: Path, tmp_path: Path
+) -> None:
+    test = tmp_path / "test.csv"
+    write(test, rows(60, 5))
+    test.write_bytes(test.read_bytes().replace(b'61",1,', b'61",\xe9,'))
+    line = f"skipped: {test}, column 'stars', data row 1 (counted from 0): is not UTF-8; save the file as UTF-8\n"
+    for arguments in (
+        ("train", data, "-c", config, "--test", test, "--output", tmp_path / "another"),
+        ("evaluate", run, test),
+        ("predict", run, test),
+    ):
+        done = command(*arguments, "--store", store, "--quiet")
+        assert (done.code, done.err) == (5, line)
+        as_json = command(*arguments, "--store", store, "--json")
+        assert (as_json.code, as_json.json["skipped"]) == (5, 1)
 
 
 WRONG = {

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from cachestore.dataset import open_dataset
 from cachestore.errors import DataError
 from trainer import features
 from trainer.feature_schema import (
@@ -33,6 +34,7 @@ from trainer.feature_schema import (
     NumberTargetPreprocessing,
 )
 from trainer.features import Column, Fitted, FittedBinary, FittedCategory, FittedNumber
+from trainer.features.read import KEPT_SKIPPED, read_columns
 
 
 def marked(rows: int, train: Sequence[int] | None) -> NDArray[np.bool_]:
@@ -480,3 +482,37 @@ split.split(StratifySplit(column="x", probabilities=shares), column, 3, 1, "d")
 assert "pandas" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+# cells that are not UTF-8
+
+
+def test_a_row_with_a_cell_that_is_not_utf8_is_empty_in_every_column() -> None:
+    kinds: dict[str, Any] = {
+        "bytes": pa.chunked_array([[b"a", b"\xff", b"c"], [b"d", None]]),
+        "other": pa.chunked_array([["p", "q", "r"], ["s", "t"]]).dictionary_encode(),
+        "view": pa.chunked_array([pa.array(["a", "b", "c", "d", "e"], pa.string_view())]),
+        "number": pa.chunked_array([[1, 2, 3, 4, 5]]),
+        "day": pa.chunked_array([pa.array([1, 2, 3, 4, 5], pa.date32())]),
+        "packed": pa.chunked_array([pa.array([b"\xc3\xa9", b"ab", b"cd", b"\xe9a", b"ef"], pa.binary(2))]),
+    }
+    table = read_columns(open_dataset(pa.table(kinds)), list(kinds))
+    assert table.reasons.tolist() == ["", "bytes: skipped", "", "packed: skipped", ""]
+    assert table.skipped == 2
+    assert [(cell.row, cell.column) for cell in table.skipped_cells] == [(1, "bytes"), (3, "packed")]
+    assert table.usable.tolist() == [True, False, True, False, True]
+    assert table.columns["bytes"].to_pylist() == ["a", None, "c", None, None]
+    for name in ("other", "view", "number", "day"):
+        whole = kinds[name].to_pylist()
+        assert table.columns[name].to_pylist() == [whole[0], None, whole[2], None, whole[4]]
+
+
+def test_cells_that_are_utf8_are_left_as_they_are() -> None:
+    table = read_columns(open_dataset({"a": ["é", None], "b": [1, 2]}), ["a", "b"])
+    assert (table.skipped, table.skipped_cells, table.usable.all()) == (0, (), True)
+    assert table.columns["a"].to_pylist() == ["é", None]
+
+
+def test_only_the_first_skipped_cells_are_kept() -> None:
+    table = read_columns(open_dataset({"a": [b"\xff"] * (KEPT_SKIPPED + 1)}), ["a"])
+    assert (table.skipped, len(table.skipped_cells)) == (KEPT_SKIPPED + 1, KEPT_SKIPPED)

@@ -227,6 +227,65 @@ def test_predictions_keep_the_order_and_leave_gaps_where_a_row_cannot_be_used(
     assert found.columns["topic_predictions"][kept].tolist() == whole.columns["topic_predictions"][kept].tolist()
 
 
+def latin(path: Path, rows: list[Row], changes: dict[int, dict[str, str]]) -> Path:
+    """The rows with some cells changed, in Latin-1: an é is then no UTF-8."""
+    changed = [{**row, **changes.get(number, {})} for number, row in enumerate(rows)]
+    write(path, changed)
+    path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
+    return path
+
+
+def test_rows_whose_table_cells_are_not_utf8_are_skipped_and_teach_nothing(tmp_path: Path, store: Store) -> None:
+    parts = ("train", "validation", "train", "test")
+    rows = [{**row, "part": parts[n // 3 % 4]} for n, row in enumerate(with_free(messages(240)))]
+    chosen = everything() | {"preprocessing": {"split": {"type": "fixed", "column": "part"}}}
+    chosen["output_features"][0]["preprocessing"] = {"missing_value_strategy": "fill_with_const", "fill_value": "none"}
+    broken = {
+        0: {"wait": "é", "plan": "never seen", "topic": "no topic", "cost": "no number"},
+        3: {"plan": "é", "wait": "1e30"},
+        4: {"free": "é"},
+        5: {"topic": "é"},
+        6: {"urgent": "é", "plan": "é"},
+        7: {"cost": "é"},
+        8: {"part": "é"},
+    }
+    data = latin(tmp_path / "data.csv", rows, broken)
+    run = train(chosen, data, store, output=tmp_path / "run")
+    assert run.skipped == 8
+    assert {(cell.row, cell.column, cell.where) for cell in run.skipped_cells} == {
+        (row, column, str(data)) for row, cells in broken.items() for column, value in cells.items() if value == "é"
+    }
+    assert run.dropped == {f"{column}: skipped": 1 for column in ("wait", "free", "topic", "cost", "part")} | {
+        "plan: skipped": 2
+    }
+    assert sum(run.rows.values()) == 233
+    assert open_run(run.path).to_json() == run.to_json()
+
+    kept = [row for number, row in enumerate(rows) if number not in broken]
+    clean = train(chosen, write(tmp_path / "kept.csv", kept), store, output=tmp_path / "clean")
+    assert model_of(clean)["features"] == model_of(run)["features"]
+    assert (clean.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
+
+    found = evaluate(run, data, store)
+    assert (found.rows, found.skipped) == (234, 7)  # how the data is split does not matter now
+    predicted = predict(run, data, store)
+    assert np.flatnonzero(~predicted.predicted).tolist() == [0, 3, 4, 6]  # the columns of outputs do not matter either
+    assert predicted.columns["topic_predictions"][0] is None
+    assert np.isnan(predicted.columns["cost_predictions"][0])
+    assert (predicted.skipped, len(predicted.skipped_cells)) == (4, 4)
+
+
+def test_skipped_cells_say_which_file_they_are_of(tmp_path: Path, store: Store, data: Path) -> None:
+    validation = latin(tmp_path / "validation.csv", messages(9, first=200), {2: {"text": "é"}})
+    test = latin(tmp_path / "test.csv", messages(9, first=300), {4: {"topic": "é"}})
+    run = train(config(), data, store, validation=validation, test=test, output=tmp_path / "run")
+    assert [(cell.where, cell.row, cell.column) for cell in run.skipped_cells] == [
+        (str(validation), 2, "text"),
+        (str(test), 4, "topic"),
+    ]
+    assert run.rows == {"train": 120, "validation": 8, "test": 8}
+
+
 def test_a_run_works_with_another_store_and_from_another_place(tmp_path: Path, store: Store, data: Path) -> None:
     run = train(config(), data, store, output=tmp_path / "run")
     expected = predict(run, data, store)

@@ -82,13 +82,18 @@ def fit_output(feature: Output, cells: ArrowColumn, train: NDArray[np.bool_], wh
             return binary.fit(feature, cells, train, where, target=True)
 
 
-def transform_output(feature: Output, state: Fitted, cells: ArrowColumn, where: str) -> Column:
-    """Every row's target. Raises DataError as ``fit_output`` does, and for a class that no training row has."""
+def transform_output(
+    feature: Output, state: Fitted, cells: ArrowColumn, where: str, used: NDArray[np.bool_] | None = None
+) -> Column:
+    """Every row's target. Raises DataError as ``fit_output`` does, and for a class that no training row has.
+
+    A missing cell is no fault where ``used`` (rows,) is False: its row is not used.
+    """
     match feature, state:
         case NumberOutput(), FittedNumber():
             return Column(*number.transform(feature, state, cells, where))
         case CategoryOutput(), FittedCategory():
-            return Column(*category.transform_output(feature, state, cells, where))
+            return Column(*category.transform_output(feature, state, cells, where, used))
         case BinaryOutput(), FittedBinary():
             return Column(*binary.transform(feature, state, cells, where))
     raise TypeError(f"the state of {feature.name!r} is a {type(state).__name__}, which is no {feature.type}'s")

@@ -87,7 +87,7 @@ def fit_output(feature: CategoryOutput, cells: c.Column, train: NDArray[np.bool_
 
 
 def transform_output(
-    feature: CategoryOutput, state: FittedCategory, cells: c.Column, where: str
+    feature: CategoryOutput, state: FittedCategory, cells: c.Column, where: str, used: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Class indices (rows,) and a mask of the rows to keep. Raises DataError at the first class not seen in training."""
     preprocessing = feature.preprocessing
@@ -98,9 +98,11 @@ def transform_output(
     if unseen.any():
         row = int(unseen.argmax())
         _refuse_class(feature, state, where, row, text[row].as_py())
-    if preprocessing.missing_value_strategy == "fill_with_const" and state.fill is None and not present.all():
-        _refuse_class(feature, state, where, int(present.argmin()), str(preprocessing.fill_value))
-    return fill(places, present, preprocessing.missing_value_strategy, state.fill)
+    absent = ~present if used is None else ~present & used
+    if preprocessing.missing_value_strategy == "fill_with_const" and state.fill is None and absent.any():
+        _refuse_class(feature, state, where, int(absent.argmax()), str(preprocessing.fill_value))
+    stand_in = 0 if state.fill is None else state.fill  # then only rows that are not used, or dropped, take it
+    return fill(places, present, preprocessing.missing_value_strategy, stand_in)
 
 
 def _refuse_class(feature: CategoryOutput, state: FittedCategory, where: str, row: int, name: str) -> None:

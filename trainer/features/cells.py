@@ -66,7 +66,7 @@ def texts(cells: Column, where: str, column: str) -> pa.StringArray:
         if invalid.any():
             refuse(where, column, int(invalid.argmax()), "is not UTF-8 text; save the file as UTF-8")
         array = pc.utf8_trim_whitespace(array)
-        return _without(array, (values(pc.binary_length(array)) == 0) & valid(array))
+        return without(array, (values(pc.binary_length(array)) == 0) & valid(array))
     if pa.types.is_boolean(kind):
         return strings(["False", "True"]).take(array.cast(pa.uint8()))
     if pa.types.is_floating(kind):
@@ -92,7 +92,8 @@ def plain(cells: Column) -> pa.Array:
 def is_text(kind: pa.DataType) -> bool:
     """Whether cells of this type are texts, or bytes that may be."""
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    return bool(text or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+    data = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return bool(text or data or pa.types.is_binary_view(kind))
 
 
 def valid(array: pa.Array) -> NDArray[np.bool_]:
@@ -151,15 +152,15 @@ def counted(array: pa.StringArray, most: int | None = None) -> list[tuple[str, i
     return list(zip(top.field("values").to_pylist(), top.field("counts").to_pylist(), strict=True))
 
 
+def without(array: pa.Array, mask: NDArray[np.bool_]) -> pa.Array:
+    """Null where ``mask`` (rows,) is True."""
+    return pc.if_else(where_true(~mask), array, pa.nulls(len(array), array.type)) if mask.any() else array
+
+
 def _written(value: np.floating[Any]) -> str | None:
     if np.isnan(value):
         return None
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else str(value)
-
-
-def _without(array: pa.StringArray, mask: NDArray[np.bool_]) -> pa.StringArray:
-    """Null where ``mask`` (rows,) is True."""
-    return pc.if_else(where_true(~mask), array, pa.nulls(len(array), array.type)) if mask.any() else array
 
 
 def _true(array: pa.BooleanArray) -> NDArray[np.bool_]:
@@ -181,5 +182,5 @@ def _parsed(array: pa.StringArray, where: str, column: str) -> NDArray[np.float6
             row = int(wrong.argmax())
             why = "is not a number; correct it, or empty it if missing"
             refuse(where, column, row, f"{shown(array[row].as_py())} {why}")
-        array = _without(array, other)
+        array = without(array, other)
     return _floats(array.cast(pa.float64()))
