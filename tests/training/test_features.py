@@ -154,6 +154,16 @@ def test_a_number_beyond_float32_is_refused() -> None:
     assert "data row 1" in refused(number(), ["1", "1e300"])
 
 
+@pytest.mark.parametrize("normalization", ["zscore", "minmax", "log1p", None])
+@pytest.mark.parametrize("large", ["1.797e308", "1e200"])
+def test_a_number_beyond_float32_is_refused_and_nothing_else_is_said(normalization: Any, large: str) -> None:
+    # warnings are errors here; a spread that overflows must not turn all other rows into zeros either
+    message = refused(number(normalization=normalization), ["1", "2", large])
+    assert "data row 2 (counted from 0)" in message
+    assert "is too large for a 32-bit float" in message
+    assert refused(NumberOutput(name="age"), ["1", "2", large]) == message
+
+
 def test_zscore_of_the_training_rows_with_ddof_0() -> None:
     cells = ["1", "2", "6", None, "1000"]
     state, column = learnt(number(normalization="zscore"), cells, [0, 1, 2, 3])

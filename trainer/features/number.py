@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from cachestore.errors import DataError
 from trainer.feature_schema import Normalization, NumberInput, NumberOutput
 from trainer.features import cells as c
 from trainer.features.filling import fill
+
+_LARGEST: Final = float(np.finfo(np.float32).max)
 
 
 @final
@@ -55,7 +57,7 @@ def fit(
     Raises DataError when the training rows hold no value to learn from, or a cell is no number.
     """
     preprocessing = feature.preprocessing
-    values = c.numbers(cells, where, feature.column)
+    values = _numbers(feature, cells, where)
     seen = values[train & ~np.isnan(values)]
     strategy = preprocessing.missing_value_strategy
     if not len(seen) and (target or strategy not in ("fill_with_const", "drop_row")):
@@ -80,7 +82,7 @@ def transform(
     feature: NumberInput | NumberOutput, state: FittedNumber, cells: c.Column, where: str
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Values (rows,) and a mask of the rows to keep. Raises DataError at the first cell that is no number."""
-    numbers = c.numbers(cells, where, feature.column)
+    numbers = _numbers(feature, cells, where)
     if state.normalization == "log1p":
         _check_log1p(numbers, where, feature.column)
     filled, keep = fill(numbers, ~np.isnan(numbers), feature.preprocessing.missing_value_strategy, state.fill)
@@ -90,6 +92,16 @@ def transform(
         row = int((~np.isfinite(values)).argmax())
         c.refuse(where, feature.column, row, f"{numbers[row]:g} is too large for a 32-bit float")
     return values, keep
+
+
+def _numbers(feature: NumberInput | NumberOutput, cells: c.Column, where: str) -> NDArray[np.float64]:
+    """The cells, each within the range of a 32-bit float: beyond it even their mean and deviation overflow."""
+    values = c.numbers(cells, where, feature.column)
+    large = np.abs(values) > _LARGEST
+    if large.any():
+        row = int(large.argmax())
+        c.refuse(where, feature.column, row, f"{values[row]:g} is too large for a 32-bit float")
+    return values
 
 
 def _statistics(normalization: Normalization | None, seen: NDArray[np.float64]) -> tuple[float, float]:
