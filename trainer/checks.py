@@ -8,6 +8,7 @@ from typing import Any, Final
 from cachestore.errors import nearest
 from trainer.decoders import BinaryDecoder, Classifier, NumberDecoder
 from trainer.feature_sections import Entry
+from trainer.metrics import COMBINED
 from trainer.schema import StratifySplit, TrainerConfig
 
 _METRICS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -18,7 +19,7 @@ _METRICS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def check_columns(inputs: Sequence[Entry], outputs: Sequence[Entry], found: list[str]) -> None:
-    """Names are unique, and no input reads the column an output is to predict."""
+    """Names are unique and free, and no input reads the column an output is to predict."""
     seen: dict[str, str] = {}
     for entry in [*inputs, *outputs]:
         if entry.name is None:
@@ -28,6 +29,11 @@ def check_columns(inputs: Sequence[Entry], outputs: Sequence[Entry], found: list
             found.append(f"{entry.place}: is an input as well; the model would be given the answer. Remove one")
         elif sum(other.name == entry.name for other in (inputs if side == "input" else outputs)) > 1:
             found.append(f"{entry.place}: two features have this name; rename one and set its column")
+    found.extend(
+        f"{entry.place}: metrics have what all outputs have in common under this name; choose another and set its column"
+        for entry in outputs
+        if entry.name == COMBINED
+    )
     answers = {entry.feature.column: entry.name for entry in outputs if entry.feature is not None}
     for entry in inputs:
         if entry.feature is None or entry.feature.column not in answers:

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from cachestore.errors import DataError, TrainingDiverged
 from trainer.batches import Batch, CachedBatches, bounds
-from trainer.metrics import better
+from trainer.metrics import COMBINED, better
 from trainer.model import Model, Output
 from trainer.optim import Decay, Optimizer, learning_rate_at
 
 Metrics: TypeAlias = dict[str, dict[str, float]]  # output feature → metric → value
 
-COMBINED = "combined"  # holds the weighted sum of the losses when there are several outputs
 _EVALUATION_ROWS = 1024
 _SHARED_FLOP = 100_000_000  # of one step, forward and backward
 _PENDING_SCORES = 1 << 22  # scores kept before they are reduced to what the metrics need: 16 MiB

@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+COMBINED: Final = "combined"  # where an output's name stands: the weighted sum of the losses of several outputs
 Direction: TypeAlias = Literal["max", "min"]
 
 DIRECTIONS: Final[dict[str, Direction]] = {

@@ -468,6 +468,13 @@ def test_a_feature_is_no_input_and_output() -> None:
     assert line.startswith("output_features.sentiment: is an input as well")
 
 
+def test_no_output_has_the_name_under_which_metrics_have_all_of_them() -> None:
+    combined = {"name": "combined", "type": "number"}
+    assert fault(mapping(output_features=[combined])).startswith("output_features.combined: metrics have")
+    load_config(mapping(output_features=[TARGET, {**combined, "name": "other", "column": "combined"}]))
+    load_config(mapping(input_features=[TEXT, combined]))
+
+
 def test_an_input_reads_no_column_of_an_output() -> None:
     leak = {"name": "other", "column": "sentiment", "type": "category"}
     line = fault(mapping(input_features=[TEXT, leak]))

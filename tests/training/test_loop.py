@@ -13,7 +13,8 @@ from tests.training.heads import CLASSES, DIM, classifier, clusters, three_decod
 from trainer.batches import CachedBatches
 from trainer.combiners import ConcatCombiner
 from trainer.decoders import BinaryRegressor, BinaryWeightedCrossEntropy
-from trainer.loop import COMBINED, EpochDone, FitResult, FitSettings, evaluate, fit, predict
+from trainer.loop import EpochDone, FitResult, FitSettings, evaluate, fit, predict
+from trainer.metrics import COMBINED
 from trainer.model import Model
 from trainer.optim import Adam
 
