@@ -22,7 +22,7 @@ from benchmarks import common
 
 CLASSES, BATCH = 77, 128
 OVER_IMPORT, OUTSIDE_EPOCHS = 3.5, 1.0  # seconds wanted at most
-_COMMAND = [sys.executable, "-c", "from cli.app import main; main()"]
+_COMMAND = [sys.executable, "-c", "from cli.start import main; main()"]
 
 
 def make_table(path: Path, rows: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -13,7 +12,6 @@ import typer
 from cachestore.errors import CachestoreError
 from cli import build, demo, evaluate, ls, output, predict, train
 
-INTERRUPTED = 130
 # typer raises this class for bad arguments, but exports only the subclass.
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -42,16 +40,13 @@ for command in (build, train, predict, evaluate, ls, demo):
     app.command(command.__name__.rpartition(".")[2])(command.command)
 
 
-def main() -> None:
-    """The console script."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code, with every error already shown."""
     as_json = "--json" in arguments
     try:
         code = app(args=list(arguments) or ["--help"], prog_name="cachestore", standalone_mode=False) or 0
+    except output.ResultLost as error:
+        return _lost(error)
     except CachestoreError as error:
         output.error(type(error).__name__, str(error), error.exit_code, as_json=as_json)
         return error.exit_code
@@ -59,16 +54,30 @@ def run(arguments: Sequence[str]) -> int:
         output.error("UsageError", _mistake(error), 2, as_json=as_json)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        return output.interrupted(as_json=as_json)
     except Exception as error:
+        if isinstance(error, OSError) and _of_typer(error):
+            return _lost(output.lost(error))
         traceback.print_exc()
         output.error(
             type(error).__name__, f"this is a bug in cachestore: {type(error).__name__}: {error}", 1, as_json=as_json
         )
         return 1
-    if code == INTERRUPTED:
-        output.error("Interrupted", "interrupted; vectors already stored are kept", code, as_json=as_json)
+    if code == output.INTERRUPTED:
+        return output.interrupted(as_json=as_json)
     return int(code)
+
+
+def _lost(error: output.ResultLost) -> int:
+    """On stderr even under --json: stdout takes nothing."""
+    output.error("UsageError", str(error), 2, as_json=False)
+    return 2
+
+
+def _of_typer(error: OSError) -> bool:
+    """Whether it was raised while typer wrote its own text, help or version."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("typer", "click")
 
 
 def _mistake(error: Any) -> str:
@@ -91,7 +100,3 @@ def options(
     ] = False,
 ) -> None:
     pass
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -16,7 +17,25 @@ if TYPE_CHECKING:
     from cli.bar import Bar
 
 SKIPPED_ROWS = 5
+INTERRUPTED = 130
 SKIPPED_SHOWN = 5
+
+
+class ResultLost(Exception):
+    """The result cannot be written to stdout. Not of the tree of cachestore, which takes long to import."""
+
+
+def prepare_streams() -> None:
+    """Before anything is written: a character that a stream cannot take is escaped, and a closed stream takes everything.
+
+    Its number is taken as well, so that no file of a store gets it, and with it what C libraries write to stderr.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @dataclass(frozen=True)
@@ -27,17 +46,17 @@ class Output:
     quiet: bool
 
     def result(self, summary: Mapping[str, Any], text: str) -> None:
-        """The result, once: ``summary`` under --json, else ``text``."""
-        _write(sys.stdout, json.dumps(summary, ensure_ascii=False, allow_nan=False) if self.as_json else text)
+        """The result, once: ``summary`` under --json, else ``text``. Raises ResultLost when it cannot be written."""
+        _result(json.dumps(summary, allow_nan=False) if self.as_json else text)
 
     def say(self, line: str) -> None:
         """A remark on the way, unless --quiet."""
         if not self.quiet:
-            _write(sys.stderr, line)
+            _remark(line)
 
     def bar(self) -> AbstractContextManager[Bar | None]:
         """A progress bar on stderr; None where nobody would see it."""
-        if self.quiet or self.as_json or not sys.stderr.isatty():
+        if self.quiet or self.as_json or sys.stderr is None or not sys.stderr.isatty():
             return contextlib.nullcontext()
         from cli.bar import Bar  # rich is loaded for a terminal only
 
@@ -45,11 +64,27 @@ class Output:
 
 
 def error(kind: str, message: str, exit_code: int, *, as_json: bool) -> None:
-    """An error as one JSON object on stdout, or as a sentence on stderr."""
+    """An error as one JSON object on stdout, or as a sentence on stderr, also where stdout takes nothing."""
     if as_json:
-        _write(sys.stdout, json.dumps({"error": {"type": kind, "message": message, "exit_code": exit_code}}))
-    else:
-        _write(sys.stderr, f"error: {message}")
+        with contextlib.suppress(ResultLost):
+            _result(json.dumps({"error": {"type": kind, "message": message, "exit_code": exit_code}}))
+            return
+    _remark(f"error: {message}")
+
+
+def interrupted(*, as_json: bool) -> int:
+    """Says so; returns the exit code."""
+    error("Interrupted", "interrupted; vectors already stored are kept", INTERRUPTED, as_json=as_json)
+    return INTERRUPTED
+
+
+def lost(failure: OSError) -> ResultLost:
+    """What a failed write to stdout means; the rest of the result goes nowhere."""
+    if sys.stdout is not None:
+        _divert(sys.stdout)
+    return ResultLost(
+        f"The result cannot be written to stdout: {failure.strerror}. Make room there, or send it elsewhere."
+    )
 
 
 def skipped(cells: Sequence[SkippedCell], count: int, data: object) -> bool:
@@ -59,9 +94,9 @@ def skipped(cells: Sequence[SkippedCell], count: int, data: object) -> bool:
     """
     for cell in cells[:SKIPPED_SHOWN]:
         place = f"data row {cell.row} (counted from 0)"
-        _write(sys.stderr, f"skipped: {cell.where or data}, column {cell.column!r}, {place}: {cell.why}")
+        _remark(f"skipped: {cell.where or data}, column {cell.column!r}, {place}: {cell.why}")
     if count > SKIPPED_SHOWN:
-        _write(sys.stderr, f"skipped: {count - SKIPPED_SHOWN:,} more")
+        _remark(f"skipped: {count - SKIPPED_SHOWN:,} more")
     return count > 0
 
 
@@ -113,10 +148,33 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _result(text: str) -> None:
+    if failure := _write(sys.stdout, text):
+        raise lost(failure) from failure
+
+
+def _remark(text: str) -> None:
+    _write(sys.stderr, text)  # nobody can be told that stderr takes nothing
+
+
+def _write(stream: TextIO | None, text: str) -> OSError | None:
+    """Why it could not be written; a stream that is closed, or that nobody reads any more, is no fault."""
+    if stream is None:
+        return None
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:
-        # The reader has seen enough (`cachestore ls | head -1`). The exit code still tells how the command ended;
-        # /dev/null takes the rest, so that the flush at interpreter exit does not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (
+        BrokenPipeError
+    ):  # the reader has seen enough (`cachestore ls | head -1`); the exit code still tells the rest
+        _divert(stream)
+    except OSError as failure:
+        _divert(stream)
+        return failure
+    return None
+
+
+def _divert(stream: TextIO) -> None:
+    """/dev/null takes what is left in the buffer, so that the flush at interpreter exit does not complain either."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from cli.app import app
 from tests.commands.conftest import Command
 
 BUILD = ("--column", "text", "--encoder", "hashing")
+ROOT = Path(__file__).resolve().parent.parent.parent
 COMMANDS = ("build", "train", "predict", "evaluate", "ls", "demo")
 
 
@@ -73,7 +76,7 @@ def test_an_interrupt_is_130(command: Command, reviews: Path, monkeypatch: pytes
 
 def test_a_reader_that_goes_away_is_no_error(command: Command, store: Path, reviews: Path) -> None:
     command("build", reviews, *BUILD, "--store", store)
-    script = "import sys; from cli.app import main; sys.argv = ['cachestore', 'ls', '--store', sys.argv[1]]; main()"
+    script = "import sys; from cli.start import main; sys.argv = ['cachestore', 'ls', '--store', sys.argv[1]]; main()"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(store)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -83,3 +86,91 @@ def test_a_reader_that_goes_away_is_no_error(command: Command, store: Path, revi
         errors = process.stderr.read()
         assert process.wait(timeout=60) == 0
     assert errors == b""
+
+
+def shell(line: str, *, python: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command line of a real shell, with ``cachestore`` as the console script runs it."""
+    start = f"{sys.executable} -c 'from cli.start import main; main()'"
+    path = os.pathsep.join([python, str(ROOT)] if python else [str(ROOT)])
+    return subprocess.run(
+        ["/bin/sh", "-c", line.replace("cachestore", start, 1)],
+        env={**os.environ, "PYTHONPATH": path, **variables},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", ["ls", "ls --json"])
+@pytest.mark.parametrize("library", ["numpy", "typer"])
+def test_an_interrupt_while_it_starts_is_130(tmp_path: Path, arguments: str, library: str) -> None:
+    (tmp_path / f"{library}.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n", encoding="utf-8"
+    )
+    done = shell(f"cachestore {arguments}", python=str(tmp_path))
+    assert done.returncode == 130
+    if "--json" in arguments:
+        assert json.loads(done.stdout)["error"]["exit_code"] == 130
+        assert done.stderr == ""
+    else:
+        assert (done.stdout, done.stderr) == ("", "error: interrupted; vectors already stored are kept\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", ["ls --store {store}", "ls --store {store} --json", "--help", "--version"])
+def test_a_result_that_cannot_be_written_is_no_bug(
+    command: Command, store: Path, reviews: Path, arguments: str
+) -> None:
+    command("build", reviews, *BUILD, "--store", store)
+    done = shell(f"cachestore {arguments.format(store=store)} > /dev/full")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: The result cannot be written to stdout: No space left on device.")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("as_json", ["", "--json"], ids=["text", "json"])
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", ">&- 2>&-", "<&- 2>&-"])
+def test_a_closed_stream_takes_everything(
+    command: Command, store: Path, reviews: Path, tmp_path: Path, closed: str, as_json: str
+) -> None:
+    (tmp_path / "latin.csv").write_bytes(b"text\nfine\nna\xefve\n")
+    done = shell(
+        f"cachestore build {tmp_path}/latin.csv --column text --encoder hashing --store {store} {as_json} {closed}"
+    )
+    assert done.returncode == 5
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == (0 if ">&- 2" in closed else 1 if as_json else 4)
+    assert command("build", reviews, *BUILD, "--store", store).code == 0
+    failed = shell(f"cachestore ls --store {tmp_path}/nowhere {as_json} {closed}")
+    assert failed.returncode == 3
+    assert "Traceback" not in failed.stdout
+    if as_json and ">&- 2" not in closed:
+        assert json.loads(failed.stdout)["error"]["type"] == "StoreNotFound"
+    else:
+        assert failed.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["ascii", "C"],
+)
+def test_streams_that_cannot_take_a_character_get_its_escape(
+    tmp_path: Path, store: Path, locale: dict[str, str]
+) -> None:
+    (tmp_path / "data.csv").write_bytes("t\u00e9xt,n\nfine,1\n".encode() + b"na\xefve,2\n")
+    feature = "{name: text, type: text, column: t\u00e9xt, encoder: {type: hashing, dim: 32}}"
+    config = f"input_features: [{feature}]\noutput_features: [{{name: n, type: number}}]\n"
+    (tmp_path / "config.yaml").write_text(config, encoding="utf-8")
+    done = shell(f"cachestore build {tmp_path}/data.csv -c {tmp_path}/config.yaml --store {store}", **locale)
+    assert done.returncode == 5
+    assert "column 't\\xe9xt', data row 1" in done.stderr
+    shown = shell(f"cachestore ls --store {store}", **locale)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "t\\xe9xt: hashing" in shown.stdout
+    as_json = json.loads(shell(f"cachestore ls --store {store} --json", **locale).stdout)
+    assert as_json["names"][0]["columns"][0]["column"] == "t\u00e9xt"
+    wrong = shell(f"cachestore build {tmp_path}/data.csv --column text --encoder hashing --store {store}", **locale)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "did you mean 't\\xe9xt'" in wrong.stderr

@@ -1,0 +1,28 @@
+"""The console script. Small, so that an interrupt while the rest is imported ends like any other."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command that ``sys.argv`` holds, and leave with its exit code."""
+    try:
+        from cli import output
+
+        output.prepare_streams()
+        from cli.app import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end the sentence with a traceback
+        from cli import output
+
+        code = output.interrupted(as_json="--json" in sys.argv[1:])
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
