@@ -19,6 +19,7 @@ from trainer.assemble import State, build_model, build_optimizer, default_device
 from trainer.batches import CachedBatches
 from trainer.config import load_config
 from trainer.events import Clock, Listener
+from trainer.feature_schema import TextInput
 from trainer.loop import EpochDone, Metrics
 from trainer.model import Model
 from trainer.record import Evaluation, Predictions, Run, open_run
@@ -48,7 +49,7 @@ def train(
     config sets a split; rows it puts into a part that a file provides are left out. Without either and without a split in
     the config, rows are split at random, 0.7, 0.1 and 0.2. A run at ``output`` is replaced when the new one is finished.
     """
-    config = config if isinstance(config, Config) else load_config(config)
+    config = _with_models_placed(config if isinstance(config, Config) else load_config(config))
     clock = Clock(progress)
     if output is not None:
         checkpoint.check_output(Path(output))
@@ -178,6 +179,19 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
             cell for name in opened for cell in (*tables[name].skipped_cells, *built[name].skipped_cells)
         ),
     )
+
+
+def _with_models_placed(config: Config) -> Config:
+    """Directories of models as absolute paths, so that the run can be used from another working directory."""
+    inputs = []
+    for feature in config.input_features:
+        if isinstance(feature, TextInput):
+            name = getattr(feature.encoder, "pretrained_model_name_or_path", None)
+            if name is not None and (path := Path(name).expanduser()).is_dir():
+                encoder = feature.encoder.model_copy(update={"pretrained_model_name_or_path": str(path.absolute())})
+                feature = feature.model_copy(update={"encoder": encoder})  # noqa: PLW2901
+        inputs.append(feature)
+    return config.model_copy(update={"input_features": tuple(inputs)})
 
 
 def _fit(

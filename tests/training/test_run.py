@@ -24,6 +24,7 @@ from cachestore.errors import (
     UsageError,
 )
 from cachestore.store import Store, open_store
+from tests.store import tiny_models
 from trainer import checkpoint, evaluate, load_config, open_run, predict, train
 from trainer.events import Building, EpochDone, Event, Notice, PhaseBegun
 from trainer.run import Run
@@ -296,6 +297,25 @@ def test_a_run_works_with_another_store_and_from_another_place(tmp_path: Path, s
     assert (found.encoded, again.encoded, again.hits) == (120, 0, 120)
     for name, values in expected.columns.items():
         assert np.array_equal(values, found.columns[name])
+
+
+def test_a_model_named_by_a_relative_path_is_found_from_another_place(
+    tmp_path: Path, store: Store, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_models.save(tmp_path / "work" / "models" / "tiny")
+    (tmp_path / "elsewhere").mkdir()
+    encoder = {"type": "auto_transformer", "pretrained_model_name_or_path": "models/tiny"}
+    chosen = config(input_features=[{"name": "text", "type": "text", "encoder": encoder}], trainer={"epochs": 1})
+    monkeypatch.chdir(tmp_path / "work")
+    run = train(chosen, data, store, output=tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    fresh = write(tmp_path / "fresh.csv", messages(3, first=500))
+    assert predict(run, fresh, store).encoded == 3
+    place = str(tmp_path / "work" / "models" / "tiny")
+    for name in ("config.yaml", "model.json"):
+        found = yaml.safe_load((run.path / name).read_text(encoding="utf-8"))
+        written = found.get("config", found)["input_features"][0]["encoder"]
+        assert written["pretrained_model_name_or_path"] == place
 
 
 def test_a_run_opens_as_it_was_told(tmp_path: Path, store: Store, data: Path) -> None:
