@@ -45,7 +45,7 @@ def command(
         2    wrong usage or data, or RUN is not a run
         3    the store is missing, locked, full or of another format
         4    damage found in the store or in the run
-        5    done, but some rows could not be encoded and have no prediction
+        5    done, but some rows could not be read or encoded and have no prediction
     """
     from cli.watch import watching
     from trainer import predict

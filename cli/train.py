@@ -51,7 +51,7 @@ def command(
         2    wrong usage, config or data
         3    the store is missing, locked, full or of another format
         4    damage found in the store
-        5    done, but some rows could not be encoded and were left out
+        5    done, but some rows could not be read or encoded and were left out
     """
     from cli.watch import watching
     from trainer import load_config, train
