@@ -221,8 +221,8 @@ class Store:
             lost = np.flatnonzero(found.shards < 0)
             if len(lost):
                 raise MissingVector(
-                    f"Row {at + int(rows[lost[0]])} of column {column!r} has no vector in the store at {self.root}, nor have "
-                    f"{len(lost) - 1} of the rows after it. Build the data set again to encode them."
+                    f"Data row {at + int(rows[lost[0]])} (counted from 0) of column {column!r} has no vector in "
+                    f"the store at {self.root}, nor have {len(lost) - 1} of the rows after it. Build the data set again to encode them."
                 )
             whole = len(rows) == len(chunk_keys)
             target = out[at : at + len(rows)] if whole else np.empty((len(rows), described.dim), out.dtype)

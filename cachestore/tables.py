@@ -155,7 +155,9 @@ def _converted(name: str, column: Any) -> pa.ChunkedArray:
     for row, (cell, missing) in enumerate(zip(column, absent, strict=True)):
         if not missing and not isinstance(cell, str | bytes):
             held = type(cell).__name__
-            raise DataError(f"Column {name!r}: row {row} holds {held} among other types. Give all cells one type.")
+            raise DataError(
+                f"Column {name!r}: data row {row} (counted from 0) holds {held} among other types. Give all cells one type."
+            )
         cells.append(None if missing else cell)
     parts = [strings(cells[start : start + ROWS]) for start in range(0, len(cells), ROWS)]
     return pa.chunked_array(parts, type=pa.string())
