@@ -51,7 +51,12 @@ def _entry(name: Name) -> dict[str, Any]:
         "manifest": head.manifest,
         "rows": name.manifest.rows,
         "columns": [
-            {"column": column.name, "encoder": label(column.spec), "dim": column.dim}
+            {
+                "column": column.name,
+                "encoder": label(column.spec),
+                "fingerprint": column.fingerprint.hex(),
+                "dim": column.dim,
+            }
             for column in name.manifest.columns
         ],
         "bytes": name.nbytes,
@@ -68,7 +73,9 @@ def _text(summary: dict[str, Any]) -> str:
         if "fault" in entry:
             rows.append((entry["name"], entry["versions"], "", "", "", "", f"damaged: {entry['fault']}"))
             continue
-        encoders = [f"{column['column']}: {column['encoder']}" for column in entry["columns"]]
+        encoders = [
+            f"{column['column']}: {column['encoder']} ({column['fingerprint'][:8]})" for column in entry["columns"]
+        ]
         cells = (entry["name"], entry["versions"], f"{entry['rows']:,}", output.size(entry["bytes"]))
         rows.append((*cells, entry["manifest"][:12], entry["created"][:19], encoders[0]))
         rows += [("",) * 6 + (encoder,) for encoder in encoders[1:]]

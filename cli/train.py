@@ -70,12 +70,16 @@ def text(summary: Mapping[str, Any]) -> str:
     """A finished run: its metrics, what it was trained on, what was encoded, how long it took, and where it is."""
     used = ", ".join(f"{count:,} {split}" for split, count in summary["rows"].items())
     dropped = sum(summary["dropped"].values())
+    best = ""
+    if summary["rows"].get("validation"):
+        chosen_by = f"{summary['validation_field']} {summary['validation_metric']}"
+        best = f", the best is {summary['best_epoch']} by {chosen_by} on the validation rows"
     lines = [
         output.metrics(summary["metrics"]),
         "",
         f"rows: {used}" + (f"; {dropped:,} could not be used" if dropped else ""),
         f"{summary['encoded']:,} texts encoded, {summary['hits']:,} cells found in the store",
-        f"{summary['epochs']} epochs, the best is {summary['best_epoch']}; learning rate {summary['learning_rate']:g}",
+        f"{summary['epochs']} epochs{best}; learning rate {summary['learning_rate']:g}",
         ", ".join(f"{phase} {output.duration(spent)}" for phase, spent in summary["seconds"].items()),
         f"run: {summary['run']}",
     ]

@@ -10,7 +10,7 @@ from torch import nn
 
 from cachestore.errors import ConfigError
 from trainer.batches import CachedBatches
-from trainer.decoders import DecoderModule
+from trainer.decoders import DecoderModule, NumberDecoder
 from trainer.feature_schema import (
     BinaryInput,
     BinaryOutput,
@@ -69,6 +69,14 @@ def build_model(config: Config, states: Mapping[str, State]) -> Model:
                 decoders[output.name] = output.decoder.build(combiner.dim, output.loss, restore)
     weights = {output.name: output.loss.weight for output in config.output_features}
     return Model(encoders, missing, combiner, decoders, weights)
+
+
+def start_at_means(model: Model, train: CachedBatches) -> None:
+    """Let every number output begin at the mean of its training targets."""
+    for name in model.outputs:
+        decoder = model.decoder(name)
+        if isinstance(decoder, NumberDecoder):
+            decoder.start_at(float(train.targets[name].double().mean().item()))
 
 
 def build_optimizer(config: Config, model: Model) -> Optimizer:

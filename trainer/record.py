@@ -21,6 +21,7 @@ class Run:
     """A finished run, as its summary.json has it.
 
     ``metrics``: split → output feature → metric, of the weights that were kept; those of "train" are of the best epoch.
+    ``validation_field`` and ``validation_metric`` chose ``best_epoch`` where there were validation rows; else it is the last.
     ``rows``: rows used, by split. ``dropped``: rows not used, by reason. ``skipped``: cells that are there and could not be
     read or encoded, of all files. ``encoded``, ``hits``: cells of text columns that were computed, and found in the store.
     ``seconds``: by phase.
@@ -32,6 +33,8 @@ class Run:
     best_epoch: int
     learning_rate: float
     batch_size: int
+    validation_field: str
+    validation_metric: str
     rows: Mapping[str, int]
     dropped: Mapping[str, int]
     left_out: int

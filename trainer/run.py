@@ -15,7 +15,7 @@ from cachestore.errors import DataError
 from cachestore.store import Store
 from trainer import checkpoint, loop, rows
 from trainer.apply import evaluate, predict
-from trainer.assemble import State, build_model, build_optimizer, default_device, fit_settings
+from trainer.assemble import State, build_model, build_optimizer, default_device, fit_settings, start_at_means
 from trainer.batches import CachedBatches
 from trainer.config import load_config
 from trainer.events import Clock, Listener
@@ -50,6 +50,9 @@ def train(
     the config, rows are split at random, 0.7, 0.1 and 0.2. A run at ``output`` is replaced when the new one is finished.
     """
     config = _with_models_placed(config if isinstance(config, Config) else load_config(config))
+    if config.preprocessing.split is None and validation is None and test is None:
+        preprocessing = config.preprocessing.model_copy(update={"split": RandomSplit()})
+        config = config.model_copy(update={"preprocessing": preprocessing})
     clock = Clock(progress)
     if output is not None:
         checkpoint.check_output(Path(output))
@@ -62,7 +65,10 @@ def train(
     batches = {name: rows_of.to(device) for name, rows_of in prepared.batches.items() if rows_of.rows}
     with loop.seeded(config.random_seed):
         model = build_model(config, prepared.states).to(device)
+    start_at_means(model, batches["train"])
     settings = fit_settings(config, model, batches["train"])
+    if "validation" not in batches:
+        clock.say("There are no validation rows: every epoch is run, and the weights of the last one are kept.")
     with checkpoint.new_run(None if output is None else Path(output), _stem(prepared.opened["train"])) as place:
         checkpoint.write_config(place.folder, config.resolved())
         done, best = _fit(config, model, batches, settings, place.folder, clock, progress)
@@ -82,6 +88,8 @@ def train(
             best_epoch=done.best_epoch,
             learning_rate=settings.learning_rate,
             batch_size=settings.batch_size,
+            validation_field=settings.validation_field,
+            validation_metric=settings.validation_metric,
             rows={name: rows_of.rows for name, rows_of in prepared.batches.items()},
             dropped=prepared.dropped,
             left_out=prepared.left_out,
@@ -115,8 +123,6 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
     clock.begin("read")
     opened = {name: open_dataset(source) for name, source in sources.items()}
     chosen = config.preprocessing.split
-    if chosen is None and len(sources) == 1:
-        chosen = RandomSplit()
     split_column = getattr(chosen, "column", None)
     tables = {
         name: rows.read(config, dataset, targets=True, extra=[split_column] if split_column and name == "train" else [])

@@ -459,7 +459,7 @@ def test_an_empty_stream_is_found_when_it_is_read(tmp_path: Path) -> None:
 
 def test_cells_of_several_types() -> None:
     for column in (["a", 1, "b"], np.array(["a", 1, "b"], dtype=object), pd.Series(["a", 1, "b"], dtype="object")):
-        with pytest.raises(DataError, match="Column 'text': row 1 holds int"):
+        with pytest.raises(DataError, match=r"Column 'text': data row 1 \(counted from 0\) holds int"):
             cells({"text": column}, "text")
     assert cells({"text": ["a", b"b", float("nan")]}, "text") == [b"a", b"b", None]
     assert cells({"text": [True, None]}, "text") == [b"true", None]

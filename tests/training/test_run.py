@@ -28,6 +28,7 @@ from tests.store import tiny_models
 from trainer import checkpoint, evaluate, load_config, open_run, predict, train
 from trainer.events import Building, EpochDone, Event, Notice, PhaseBegun
 from trainer.run import Run
+from trainer.schema import RandomSplit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = {
@@ -321,7 +322,9 @@ def test_a_model_named_by_a_relative_path_is_found_from_another_place(
 def test_a_run_opens_as_it_was_told(tmp_path: Path, store: Store, data: Path) -> None:
     run = train(config(), data, store, output=tmp_path / "run")
     assert open_run(run.path).to_json() == run.to_json()
-    assert load_config(run.path / "config.yaml") == load_config(config())
+    kept = load_config(run.path / "config.yaml")
+    assert kept.preprocessing.split == RandomSplit()  # what was used is written out
+    assert kept == load_config({**config(), "preprocessing": {"split": {"type": "random"}}})
     with pytest.raises(UsageError, match="There is no run at"):
         open_run(tmp_path / "absent")
 
@@ -623,3 +626,26 @@ def test_a_warm_run_imports_no_heavy_module(tmp_path: Path, data: Path) -> None:
     assert not added & heavy
     tops = {name.split(".")[0] for name in loaded}
     assert not tops & {"transformers", "torchvision", "tokenizers", "pandas", "sklearn", "scipy", "peft", "ray"}
+
+
+def test_a_number_output_begins_at_the_mean_of_its_targets(tmp_path: Path, store: Store) -> None:
+    table = {"x": [str(row % 7) for row in range(40)], "y": [str(1000 + row % 3) for row in range(40)]}
+    chosen = load_config(
+        {
+            "input_features": [{"name": "x", "type": "number"}],
+            "output_features": [{"name": "y", "type": "number"}],
+            "trainer": {"epochs": 1, "learning_rate": 1e-6},
+            "preprocessing": {"split": {"type": "random", "probabilities": [0.8, 0.1, 0.1]}},
+        }
+    )
+    notices: list[Event] = []
+    run = train(chosen, table, store, output=tmp_path / "run", progress=notices.append)
+    assert run.metrics["validation"]["y"]["root_mean_squared_error"] < 10
+    assert (run.validation_field, run.validation_metric) == ("y", "mean_squared_error")
+    whole = load_config(
+        {**chosen.resolved(), "preprocessing": {"split": {"type": "random", "probabilities": [1.0, 0.0, 0.0]}}}
+    )
+    train(whole, table, store, output=tmp_path / "whole", progress=notices.append)
+    assert [notice.text for notice in notices if isinstance(notice, Notice)] == [
+        "There are no validation rows: every epoch is run, and the weights of the last one are kept."
+    ]
