@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cachestore import dataset as datasets
 from cachestore import manifest as manifests
-from cachestore.dataset import Dataset, SkippedCell
+from cachestore.dataset import KEPT_SKIPPED, Dataset, SkippedCell
 from cachestore.encoders import Encoder, EncoderLike
 from cachestore.errors import DamageError, DataError, EncoderError, ManifestNotFound, UsageError
 from cachestore.fill import Fill, Limits
@@ -28,7 +28,6 @@ from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint
 from cachestore.manifest import CHUNK_ROWS, MISSING, PRESENT, SKIPPED, Manifest, ManifestColumn, write_chunk
 from cachestore.store import Store
 
-KEPT_SKIPPED = 1000
 _NO_KEY = bytes(SIZE)
 _RECORDED = ("cachestore", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 

@@ -24,6 +24,7 @@ from cachestore.manifest import MISSING, PRESENT, SKIPPED
 from cachestore.tables import Reader, open_memory, reading
 
 MAX_CELL_BYTES = 16 << 20
+KEPT_SKIPPED = 1000  # of the cells that are skipped, the first so many are told one by one
 _SHOWN_COLUMNS = 30
 
 
@@ -62,17 +63,18 @@ class Dataset:
         self.options = reader.options
         self._reader = reader
         self._seen = seen
+        self._digest: str | None = None
 
     def digest(self) -> str | None:
-        """xxh3_128 of the file's bytes in hexadecimal, None for a table in memory."""
-        if self.path is None:
-            return None
-        digest = xxhash.xxh3_128()
-        with reading(self.label), self.path.open("rb", buffering=0) as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        """xxh3_128 of the file's bytes in hexadecimal, read once; None for a table in memory."""
+        if self.path is not None and self._digest is None:
+            digest = xxhash.xxh3_128()
+            with reading(self.label), self.path.open("rb", buffering=0) as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            self._digest = digest.hexdigest()
         self._unchanged()
-        return digest.hexdigest()
+        return self._digest
 
     def require(self, columns: Iterable[str]) -> None:
         """Raises ColumnNotFound for the first column that the data lacks, DataError for one it has twice."""

@@ -34,15 +34,14 @@ class Plan:
 def plan(store: Store | None, data: Any, columns: Mapping[str, EncoderLike]) -> Plan:
     """What ``run`` would do on this store, or on an empty one. Writes nothing; encodes a sample of at most 64 payloads to time it."""
     dataset = open_columns(data, columns)
-    opened = {
-        column: store.open_encoder(encoder) if store else open_encoder(encoder) for column, encoder in columns.items()
-    }
+    open_one = store.open_encoder if store else open_encoder
+    opened = {column: open_one(encoder) for column, encoder in columns.items()}
+    identities = {column: fingerprint(encoder.spec) for column, encoder in opened.items()}
     rows = hits = missing = skipped = 0
     lacking: dict[Fingerprint, set[Key]] = {}
     samples: dict[Fingerprint, list[bytes]] = {}
     for batch in dataset.batches(list(opened)):
-        for column, encoder in opened.items():
-            identity = fingerprint(encoder.spec)
+        for column, identity in identities.items():
             cells = payloads(batch, column, rows)
             names = keys(identity, cells.payloads)
             missing += int((cells.reasons == MISSING).sum())
@@ -59,7 +58,7 @@ def plan(store: Store | None, data: Any, columns: Mapping[str, EncoderLike]) -> 
         rows += batch.num_rows
     to_encode = sum(len(unknown) for unknown in lacking.values())
     duplicates = rows * len(opened) - hits - to_encode - missing - skipped
-    by_identity = {fingerprint(encoder.spec): encoder for encoder in opened.values()}
+    by_identity = {identities[column]: encoder for column, encoder in opened.items()}
     seconds, nbytes = 0.0, 0
     for identity, unknown in lacking.items():
         encoder = by_identity[identity]

@@ -102,7 +102,7 @@ class Store:
 
     def missing(self, wanted: Sequence[Key]) -> list[Key]:
         """The distinct keys of ``wanted`` that the store does not hold, in the order of their first appearance."""
-        found = self.index.lookup(wanted).shards
+        found = self.index.lookup(wanted).shards.tolist()
         return list(dict.fromkeys(key for key, number in zip(wanted, found, strict=True) if number < 0))
 
     def put(self, spec: Mapping[str, Json], keys: Sequence[Key], vectors: NDArray[Any]) -> tuple[int, int]:

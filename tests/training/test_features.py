@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cachestore.dataset import open_dataset
+from cachestore.dataset import KEPT_SKIPPED, open_dataset
 from cachestore.errors import DataError
 from trainer import features
 from trainer.feature_schema import (
@@ -34,7 +34,7 @@ from trainer.feature_schema import (
     NumberTargetPreprocessing,
 )
 from trainer.features import Column, Fitted, FittedBinary, FittedCategory, FittedNumber
-from trainer.features.read import KEPT_SKIPPED, read_columns
+from trainer.features.read import read_columns
 
 
 def marked(rows: int, train: Sequence[int] | None) -> NDArray[np.bool_]:

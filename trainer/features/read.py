@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cachestore.dataset import Dataset, SkippedCell, text_column
+from cachestore.dataset import KEPT_SKIPPED, Dataset, SkippedCell, text_column
 from trainer.features import cells as c
 
-KEPT_SKIPPED: Final = 1000
 _WHY: Final = "is not UTF-8; save the file as UTF-8"
 
 
