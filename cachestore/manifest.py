@@ -23,7 +23,7 @@ from cachestore import files
 from cachestore.errors import DamageError, ManifestNotFound, StoreFormatError, UsageError, nearest
 from cachestore.keys import SIZE, Fingerprint, Json, canonical
 
-PRESENT, MISSING, SKIPPED = 0, 1, 2
+PRESENT, MISSING, SKIPPED, FORGOTTEN = 0, 1, 2, 3
 
 FORMAT = 1
 CHUNK_ROWS = 1 << 18
@@ -135,7 +135,7 @@ def read_manifest(root: Path, identity: str) -> Manifest:
     """The manifest of that id. Raises ManifestNotFound, DamageError when the bytes are not the ones the id names."""
     if not _ID.fullmatch(identity):
         raise UsageError(f"{identity!r} is not a manifest id, which has 64 hexadecimal digits.")
-    path = files.content_path(root, _MANIFESTS, identity, ".json")
+    path = manifest_path(root, identity)
     try:
         data = files.read_small(path)
     except FileNotFoundError:
@@ -145,6 +145,21 @@ def read_manifest(root: Path, identity: str) -> Manifest:
     if sha256(data).hexdigest() != identity:
         raise DamageError(f"Manifest {path} was damaged on disk. Build its data set again to write it anew.")
     return _parse(identity, data)
+
+
+def manifest_path(root: Path, identity: str) -> Path:
+    """Where the manifest of that id lies, when the store has it."""
+    return files.content_path(root, _MANIFESTS, identity, ".json")
+
+
+def all_manifests(root: Path) -> list[str]:
+    """Ids of all manifests, sorted, whether anything refers to them or not."""
+    return sorted(files.content_sizes(root, _MANIFESTS, ".json"))
+
+
+def all_chunks(root: Path) -> dict[str, int]:
+    """All chunks, whether anything refers to them or not: id → bytes of the file."""
+    return files.content_sizes(root, _CHUNKS, ".arrow")
 
 
 def check_name(name: str) -> str:

@@ -1,0 +1,367 @@
+"""What leads to a manifest: ids, versions of names, tags, and the pins that runs hold; and what took the place of one.
+
+A reference is written as a manifest's id, its first 8 or more digits, ``NAME`` (its newest version), ``NAME@VERSION`` or
+``NAME@TAG``. A tag freezes a version of a name. A pin keeps what a run was trained on. When rows are forgotten, ``superseded.json`` leads
+from the id of the manifest that had them to that of the one without; a manifest that is there is always itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from cachestore import files, header, locks
+from cachestore import manifest as manifests
+from cachestore.errors import DamageError, ManifestNotFound, StoreFormatError, UsageError, nearest
+from cachestore.manifest import Version
+
+FORMAT: Final = 1
+_TAGS, _PINS, _SUPERSEDED = "tags", "pins", "superseded.json"
+_ID = re.compile(r"[0-9a-f]{64}")
+_PREFIX = re.compile(r"[0-9a-f]{8,63}")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A version of a name, frozen under a word: ``name@tag``."""
+
+    name: str
+    tag: str
+    version: int
+    manifest: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The manifests that a run was trained on; ``run`` is its id, ``path`` its absolute directory."""
+
+    run: str
+    path: str
+    manifests: tuple[str, ...]
+    created: str
+
+    def missing(self) -> bool:
+        """Whether the run is gone: none of its id lies at its path, nor beside it on its way there."""
+        place = Path(self.path)
+        marks = [place / "run.json", *place.parent.glob(f".{_escaped(place.name)}.new-*/run.json")]
+        return all(_run_id(mark) != self.run for mark in marks)
+
+
+@dataclass(frozen=True)
+class Root:
+    """Something that keeps a manifest, given by the id that is followed to now; old versions of a name may be collected."""
+
+    manifest: str
+    kind: Literal["name", "tag", "pin"]
+    label: str
+    """``reviews@3``, ``reviews@v1``, or the directory of a run"""
+    created: str
+    version: int | None = None
+    name: str | None = None
+
+
+def resolve(root: Path, reference: str) -> str:
+    """The id of the manifest that a reference leads to; of a name and the digits of an id, the name counts.
+
+    Raises UsageError when it cannot be a reference or could be several manifests, ManifestNotFound when it leads to none.
+    """
+    if _ID.fullmatch(reference):
+        return follow(root, reference)
+    name, at, rest = reference.partition("@")
+    if at:
+        if rest.isdecimal():
+            return _of_version(root, name, int(rest))
+        return follow(root, read_tag(root, name, rest).manifest)
+    if _PREFIX.fullmatch(reference) and reference not in manifests.names(root):
+        return _of_prefix(root, reference)
+    return follow(root, manifests.read_log(root, name)[-1].manifest)
+
+
+def follow(root: Path, manifest_id: str) -> str:
+    """The id itself when its manifest is there, else the end of the chain of what superseded it, else itself."""
+    return manifest_id if _exists(root, manifest_id) else _followed(root, manifest_id, superseded(root))
+
+
+def version(root: Path, name: str, number: int | None = None) -> Version:
+    """One version of a name, the newest without a number. Raises ManifestNotFound naming those there are."""
+    log = manifests.read_log(root, name)
+    if number is None:
+        return log[-1]
+    for line in log:
+        if line.version == number:
+            return line
+    there = f"versions 1 to {log[-1].version}" if len(log) > 1 else "version 1 only"
+    raise ManifestNotFound(f"There is no version {number} of {name!r} in the store at {root}; it has {there}.")
+
+
+def collected(root: Path, line: Version) -> bool:
+    """Whether the manifest of a version is no longer there, nor one that supersedes it."""
+    return not _exists(root, follow(root, line.manifest))
+
+
+# -- what took the place of a manifest ---------------------------------------------------------------------------------
+
+
+def superseded(root: Path) -> dict[str, str]:
+    """Old manifest id → the id that took its place."""
+    path = root / _SUPERSEDED
+    what = "Restore it from a backup; without it, versions that rows were forgotten from cannot be found"
+    return _read(path, lambda content: {str(old): str(new) for old, new in content["manifests"].items()}, what) or {}
+
+
+def supersede(root: Path, replaced: Mapping[str, str]) -> None:
+    """Add to what took the place of which manifest. The caller holds ``builders``, as ``Store.alone`` does."""
+    if replaced:
+        with _names(root):
+            _write(root, root / _SUPERSEDED, {"manifests": {**superseded(root), **replaced}})
+
+
+# -- tags --------------------------------------------------------------------------------------------------------------
+
+
+def tags(root: Path) -> list[Tag]:
+    """All tags, by name and word. Raises DamageError for one that cannot be read."""
+    found = (_tag_at(path) for path in _small_files(root / _TAGS))
+    return sorted((tag for tag in found if tag), key=lambda tag: (tag.name, tag.tag))
+
+
+def read_tag(root: Path, name: str, tag: str) -> Tag:
+    """One tag. Raises ManifestNotFound when the name has none of that word, naming the nearest."""
+    found = _tag_at(_tag_path(root, name, tag))
+    if found is None:
+        manifests.read_log(root, name)  # says so when it is the name that is not there
+        known = [other.tag for other in tags(root) if other.name == name]
+        listed = f" Its tags: {', '.join(known[:10])}." if known else " It has no tags."
+        raise ManifestNotFound(
+            f"{name!r} has no tag {tag!r} in the store at {root}{nearest(tag, known) or '.'}{listed}"
+        )
+    return found
+
+
+def write_tag(root: Path, tag: Tag) -> None:
+    """Freeze a manifest under a tag; tagging the same again changes nothing.
+
+    Raises UsageError when the tag is another manifest's, ManifestNotFound when that of the tag is not there.
+    """
+    path = _tag_path(root, tag.name, tag.tag)
+    with _writing(root):
+        if not _exists(root, tag.manifest):
+            raise ManifestNotFound(
+                f"The store at {root} holds no manifest {tag.manifest}. Build its data set again, or tag another version."
+            )
+        old = _tag_at(path)
+        if old is None:
+            _write(root, path, asdict(tag))
+        elif follow(root, old.manifest) != tag.manifest:
+            raise UsageError(
+                f"The tag {tag.name}@{tag.tag} is version {old.version} (manifest {old.manifest[:12]}), and a tag does not move. "
+                f"Choose another, or delete it first: cachestore tag --delete {tag.name}@{tag.tag}"
+            )
+
+
+def delete_tag(root: Path, name: str, tag: str) -> None:
+    """Delete a tag. Raises ManifestNotFound when there is none."""
+    with _names(root):
+        path = _tag_path(root, name, tag)
+        if not path.exists():
+            read_tag(root, name, tag)
+        files.remove(path)  # one that cannot be read as well
+
+
+# -- pins --------------------------------------------------------------------------------------------------------------
+
+
+def pins(root: Path) -> list[Pin]:
+    """All pins, oldest first. Raises DamageError for one that cannot be read."""
+    found = (
+        _read(path, _pin, "Delete it; the run that it is of is then not pinned") for path in _small_files(root / _PINS)
+    )
+    return sorted((pin for pin in found if pin), key=lambda pin: (pin.created, pin.run))
+
+
+def write_pin(root: Path, pin: Pin) -> None:
+    """Keep a run's manifests until the pin is dropped; one of the same run is replaced."""
+    with _writing(root):
+        _write(root, _pin_path(root, pin.run), asdict(pin))
+
+
+def drop_pin(root: Path, run: str) -> None:
+    """Let go what a run pinned; there may be no such pin."""
+    with _names(root):
+        files.remove(_pin_path(root, run))
+
+
+# -- all of them -------------------------------------------------------------------------------------------------------
+
+
+def roots(root: Path) -> list[Root]:
+    """Everything that refers to manifests: every version of every name, every tag, every pin (once per manifest).
+
+    Raises DamageError when a log, tag, pin or the map of superseded manifests cannot be read: then nobody knows what is needed.
+    """
+    replaced = superseded(root)
+    there = set(manifests.all_manifests(root))
+
+    def now(identity: str) -> str:
+        return identity if identity in there else _followed(root, identity, replaced)
+
+    found = [
+        Root(now(line.manifest), "name", f"{name}@{line.version}", line.created, line.version, name)
+        for name in manifests.names(root)
+        for line in manifests.read_log(root, name)
+    ]
+    found += [
+        Root(now(tag.manifest), "tag", f"{tag.name}@{tag.tag}", tag.created, tag.version, tag.name)
+        for tag in tags(root)
+    ]
+    found += [Root(now(identity), "pin", pin.path, pin.created) for pin in pins(root) for identity in pin.manifests]
+    return found
+
+
+def _of_version(root: Path, name: str, number: int) -> str:
+    line = version(root, name, number)
+    found = follow(root, line.manifest)
+    if not _exists(root, found):
+        source = line.provenance.get("source")
+        label = source.get("label") if isinstance(source, Mapping) else None
+        came = f" It was built on {line.created[:10]} from {label}." if label else ""
+        raise ManifestNotFound(
+            f"Version {number} of {name!r} was removed from the store at {root} by gc.{came} "
+            "Build that data again, as it was then and with the same encoders, and the version is back."
+        )
+    return found
+
+
+def _of_prefix(root: Path, prefix: str) -> str:
+    replaced = superseded(root)
+    there = manifests.all_manifests(root)
+    found = {identity for identity in there if identity.startswith(prefix)}
+    found |= {_followed(root, old, replaced) for old in replaced if old.startswith(prefix) and not _exists(root, old)}
+    if len(found) > 1:
+        listed = ", ".join(identity[:16] for identity in sorted(found)[:5])
+        raise UsageError(f"{prefix!r} begins the ids of {len(found)} manifests ({listed}, …). Give more digits.")
+    if not found:
+        raise ManifestNotFound(
+            f"The store at {root} has no name {prefix!r}, and no manifest whose id begins so. See: cachestore ls"
+        )
+    return found.pop()
+
+
+def _followed(root: Path, identity: str, replaced: Mapping[str, str]) -> str:
+    passed = {identity}
+    while identity in replaced:
+        identity = replaced[identity]
+        if identity in passed:
+            raise DamageError(f"{root / _SUPERSEDED} leads in a circle from {identity}. Restore it from a backup.")
+        if _exists(root, identity):
+            break
+        passed.add(identity)
+    return identity
+
+
+def _exists(root: Path, identity: str) -> bool:
+    return manifests.manifest_path(root, identity).exists()
+
+
+def _tag_path(root: Path, name: str, tag: str) -> Path:
+    manifests.check_name(name)
+    if not _TAG.fullmatch(tag) or tag.isdecimal():
+        raise UsageError(
+            f"{tag!r} cannot be a tag: use up to 40 letters (a-z), digits, '.', '_' and '-', beginning with a letter or digit, "
+            "and not digits alone, which are the number of a version."
+        )
+    return root / _TAGS / f"{name}@{tag}.json"
+
+
+def _tag_at(path: Path) -> Tag | None:
+    def parse(content: Mapping[str, Any]) -> Tag:
+        found = Tag(
+            content["name"], content["tag"], int(content["version"]), _id(content["manifest"]), content["created"]
+        )
+        if f"{found.name}@{found.tag}" != path.stem:
+            raise ValueError("it is of another tag")
+        return found
+
+    return _read(path, parse, "Delete it and tag again")
+
+
+def _pin_path(root: Path, run: str) -> Path:
+    if not _RUN.fullmatch(run):
+        raise UsageError(f"{run!r} is not the id of a run.")
+    return root / _PINS / f"{run}.json"
+
+
+def _pin(content: Mapping[str, Any]) -> Pin:
+    return Pin(
+        content["run"], content["path"], tuple(_id(identity) for identity in content["manifests"]), content["created"]
+    )
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise ValueError(f"{value!r} is no manifest id")
+    return value
+
+
+def _run_id(mark: Path) -> object:
+    """The id of the run that a file run.json marks, None where there is none."""
+    try:
+        found = json.loads(mark.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found.get("id") if isinstance(found, dict) else None
+
+
+def _escaped(name: str) -> str:
+    """A file's name as a glob pattern that matches it alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _small_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _read(path: Path, parse: Callable[[dict[str, Any]], _T], advice: str) -> _T | None:
+    """What ``parse`` makes of a JSON object, None when there is no such file."""
+    try:
+        content = json.loads(files.read_small(path))
+        if content["format"] > FORMAT:
+            raise StoreFormatError(
+                f"{path} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
+            )
+        return parse(content)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamageError(f"{path} cannot be read ({error}). {advice}.") from error
+
+
+def _write(root: Path, path: Path, content: Mapping[str, Any]) -> None:
+    # ASCII: a path that is not UTF-8 has no other form
+    data = json.dumps({"format": FORMAT, **content}, sort_keys=True, indent=1) + "\n"
+    files.replace_small(root, path, data.encode())
+
+
+@contextlib.contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """``builders`` keeps others from sweeping the temporary file, and whoever is alone from removing what is referred to."""
+    with locks.held(root, "builders", exclusive=False, timeout=header.LOCK_SECONDS), _names(root):
+        yield
+
+
+@contextlib.contextmanager
+def _names(root: Path) -> Iterator[None]:
+    with locks.held(root, "names", exclusive=True, timeout=header.LOCK_SECONDS):
+        yield
