@@ -230,7 +230,7 @@ def roots(root: Path) -> list[Root]:
 def _of_version(root: Path, name: str, number: int) -> str:
     line = version(root, name, number)
     found = follow(root, line.manifest)
-    if not _exists(root, found):
+    if not _exists(root, found) and number < version(root, name).version:  # the newest is never collected
         source = line.provenance.get("source")
         label = source.get("label") if isinstance(source, Mapping) else None
         came = f" It was built on {line.created[:10]} from {label}." if label else ""

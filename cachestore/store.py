@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import encoders, files, header, locks, manifest, shard
+from cachestore import encoders, files, header, locks, manifest, references, shard
 from cachestore.encoders import Encoder, EncoderLike
 from cachestore.environment import looks_torn
 from cachestore.errors import (
@@ -166,10 +166,23 @@ class Store:
     # -- manifests -------------------------------------------------------------------------------------------------
 
     def manifest(self, reference: str) -> Manifest:
-        """The manifest of that id, or the newest of that name."""
-        if len(reference) == 64 and set(reference) <= set("0123456789abcdef"):
-            return manifest.read_manifest(self.root, reference)
-        return manifest.read_manifest(self.root, self.log(reference)[-1].manifest)
+        """The manifest of an id or its first 8 or more digits, of NAME (its newest version), NAME@VERSION or NAME@TAG."""
+        return manifest.read_manifest(self.root, references.resolve(self.root, reference))
+
+    def tag(self, name: str, tag: str, version: int | None = None) -> references.Tag:
+        """Freeze a version of a name, by default its newest, under a tag, which then leads to it as ``NAME@TAG``.
+
+        Raises UsageError when the tag is another manifest's already.
+        """
+        if self.readonly:
+            raise StoreNotWritable(
+                f"The store at {self.root} is open for reading only, and a tag is written to it. Open it for writing."
+            )
+        line = references.version(self.root, name, version)
+        target = references.resolve(self.root, f"{name}@{line.version}")
+        made = references.Tag(name, tag, line.version, target, datetime.now(UTC).isoformat(timespec="seconds"))
+        references.write_tag(self.root, made)
+        return made
 
     def log(self, name: str) -> list[Version]:
         """The versions of a name, oldest first."""
@@ -183,7 +196,8 @@ class Store:
         log: list[Version] = []
         try:
             log = self.log(name)
-            return Name(name, tuple(log), manifest.read_manifest(self.root, log[-1].manifest))
+            head = references.follow(self.root, log[-1].manifest)
+            return Name(name, tuple(log), manifest.read_manifest(self.root, head))
         except (DamageError, ManifestNotFound) as error:
             return Name(name, tuple(log), None, str(error))
 
@@ -207,7 +221,7 @@ class Store:
         return vectors, reasons == PRESENT
 
     def column(self, source: Manifest | str, column: str) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """As ``vectors``, with the reasons (rows,): PRESENT, or why a row has none, MISSING or SKIPPED."""
+        """As ``vectors``, with the reasons (rows,): PRESENT, or why a row has none, MISSING, SKIPPED or FORGOTTEN."""
         source = self.manifest(source) if isinstance(source, str) else source
         described = source.column(column)
         out = np.zeros((source.rows, described.dim), shard.stored_dtype(described.spec))
@@ -233,7 +247,7 @@ class Store:
         return out, reasons
 
     def reasons(self, source: Manifest | str, column: str) -> NDArray[np.uint8]:
-        """Why each row (rows,) of a cached column has a vector or none: PRESENT, MISSING or SKIPPED."""
+        """Why each row (rows,) of a cached column has a vector or none: PRESENT, MISSING, SKIPPED or FORGOTTEN."""
         source = self.manifest(source) if isinstance(source, str) else source
         return np.concatenate([reasons for _, reasons in manifest.read_chunks(self.root, source, column)])
 
