@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint bench faults
 
 help:
 	@echo 'make demo    build, train, append, train again on a small data set that comes with the project'
 	@echo 'make test    run all tests'
 	@echo 'make lint    check format, lint, types and import direction'
 	@echo 'make bench   run the benchmarks and write benchmarks/results'
+	@echo 'make faults  break builds and stores in every way there is a test for, and write benchmarks/results/faults.md'
 
 demo: $(STAMP)
 	$(BIN)/cachestore demo
@@ -30,6 +31,11 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	for bench in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$bench .py) || exit 1; done
+
+faults: $(STAMP)
+	rm -rf build/faults
+	CACHESTORE_FAULTS_RECORD=$(CURDIR)/build/faults $(BIN)/python -m pytest -n auto --timeout 3600 -m 'long or not long' tests/faults
+	$(BIN)/python -m benchmarks.faults build/faults
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cachestore needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
