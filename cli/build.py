@@ -143,7 +143,7 @@ def _encoder(text: str) -> Any:
     """An encoder as written on the command line: a bare type, or a YAML (or JSON) mapping of its settings."""
     if not text.lstrip().startswith("{"):
         return text
-    from trainer.yaml_source import parse
+    from cachestore.yaml_source import parse
 
     return parse(text, f"--encoder {text}")
 

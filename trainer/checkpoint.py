@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from cachestore import yaml_source
 from cachestore.errors import DamageError, UsageError
-from trainer import files, yaml_source
+from trainer import files
 
 FORMAT: Final = 1
 

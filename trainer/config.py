@@ -12,14 +12,15 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field
 
+from cachestore import yaml_source
 from cachestore.errors import ConfigError
-from trainer import faults, yaml_source
+from cachestore.yaml_source import shown
+from trainer import faults
 from trainer.checks import check_columns, check_split, choose_validation
 from trainer.combiners import Combiner
 from trainer.feature_sections import check_defaults, read_features
 from trainer.overrides import apply_override
 from trainer.schema import Backend, Config, Preprocessing, TrainerConfig
-from trainer.yaml_source import shown
 
 __all__ = ["Config", "load_config"]
 

@@ -13,8 +13,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from cachestore.errors import nearest
+from cachestore.yaml_source import shown
 from trainer import ludwig
-from trainer.yaml_source import shown
 
 Path: TypeAlias = tuple[str | int, ...]
 

@@ -9,10 +9,10 @@ from typing import Any, Final, Literal, TypeAlias
 from cachestore.encoders.spec import TYPES as ENCODER_TYPES
 from cachestore.encoders.spec import HashingSettings, parse_settings
 from cachestore.errors import ConfigError, nearest
+from cachestore.yaml_source import shown
 from trainer import faults
 from trainer.faults import Fault
 from trainer.feature_schema import InputFeature, OutputFeature, TextInput
-from trainer.yaml_source import shown
 
 Side: TypeAlias = Literal["input_features", "output_features"]
 

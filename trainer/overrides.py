@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cachestore import yaml_source
 from cachestore.errors import ConfigError, nearest
-from trainer import yaml_source
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

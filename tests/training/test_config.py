@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cachestore import yaml_source
 from cachestore.encoders.spec import HashingSettings, TextSettings
 from cachestore.errors import ConfigError, UsageError
-from trainer import ludwig, yaml_source
+from trainer import ludwig
 from trainer.config import Config, load_config
 from trainer.feature_schema import BinaryOutput, CategoryInput, CategoryOutput, NumberInput, NumberOutput, TextInput
 from trainer.schema import SGD, AdamW, FixedSplit, RandomSplit

@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachestore import yaml_source
 from cachestore.errors import ConfigError
-from trainer import yaml_source
-from trainer.yaml_source import dump, parse, read
+from cachestore.yaml_source import dump, parse, read
 
 
 @pytest.mark.parametrize(

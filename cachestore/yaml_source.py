@@ -57,28 +57,30 @@ _Dumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
 _Dumper.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read(
+    path: Path, what: str = "config", needs: tuple[str, ...] = ("input_features", "output_features")
+) -> dict[str, Any]:
+    """The mapping in a YAML file; ``what`` it is and which keys it ``needs`` are told in messages, not checked.
 
-    Raises UsageError for a file that cannot be read, ConfigError with the line for text that is no config.
+    Raises UsageError for a file that cannot be read, ConfigError with the line for text that is no such mapping.
     """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"{path}: the config cannot be read: {(error.strerror or str(error)).lower()}") from error
+        raise UsageError(f"{path}: the {what} cannot be read: {(error.strerror or str(error)).lower()}") from error
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: the config is larger than {MAX_BYTES >> 20} MiB; is it the data file?")
+        raise ConfigError(f"{path}: the {what} is larger than {MAX_BYTES >> 20} MiB; is it the data file?")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {line}: the config is not UTF-8 text; save it as UTF-8") from error
+        raise ConfigError(f"{path}, line {line}: the {what} is not UTF-8 text; save it as UTF-8") from error
     value = parse(text, str(path))
     if value is None:
-        raise ConfigError(f"{path}: the config is empty; it needs input_features and output_features")
+        raise ConfigError(f"{path}: the {what} is empty; it needs {' and '.join(needs)}")
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: the config must be a mapping (input_features: …), not {shown(value)}")
+        raise ConfigError(f"{path}: the {what} must be a mapping ({needs[0]}: …), not {shown(value)}")
     return value
 
 
