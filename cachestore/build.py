@@ -22,7 +22,7 @@ from cachestore import dataset as datasets
 from cachestore import manifest as manifests
 from cachestore.dataset import KEPT_SKIPPED, Dataset, SkippedCell
 from cachestore.encoders import Encoder, EncoderLike
-from cachestore.errors import DamageError, DataError, EncoderError, ManifestNotFound, UsageError
+from cachestore.errors import DamageError, ManifestNotFound, UsageError
 from cachestore.fill import Fill, Limits
 from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint, keys
 from cachestore.manifest import CHUNK_ROWS, MISSING, PRESENT, SKIPPED, Manifest, ManifestColumn, write_chunk
@@ -41,6 +41,8 @@ class Progress:
     encoded: int
     hits: int
     seconds: float
+    waiting: int = 0
+    """payloads that another process encodes just now"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Counts:
     encoded: int
     """vectors computed and stored"""
     hits: int
-    """cells whose vector was stored before this build"""
+    """cells whose vector was stored before this build, or by another while it ran"""
     duplicates: int
     """cells that repeat one encoded in this build"""
     missing: int
@@ -107,6 +109,8 @@ def run(
     finished = _recognise(store, source)
     if finished is None or (name and not store.leads(name, finished.manifest)):
         with store.writing():
+            if finished is not None:
+                finished = _recognise(store, source)  # it may have been collected before this held the store
             if finished is None:
                 finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
                 _record(store, source, finished)
@@ -177,12 +181,10 @@ class _Running:
         self.chunks: list[tuple[str, int]] = []
 
     def finish(self) -> Build:
-        try:
-            self.read()
-        except (KeyboardInterrupt, DataError, EncoderError):
+        with contextlib.ExitStack() as stack:
             for fill in self.fills.values():
-                fill.keep()  # what was encoded outlives what stopped the build
-            raise
+                stack.enter_context(fill)
+            self.read()
         self.report()
         described = [
             ManifestColumn(column.name, column.fingerprint, column.encoder.spec, column.encoder.dim)
@@ -190,8 +192,9 @@ class _Running:
         ]
         manifest = self.store.write_manifest(described, self.chunks)
         encoded = sum(fill.encoded for fill in self.fills.values())
-        duplicates = self.rows * len(self.columns) - encoded - self.hits - self.missing - self.skipped
-        counts = Counts(self.rows, encoded, self.hits, duplicates, self.missing, self.skipped)
+        hits = self.hits + sum(fill.found for fill in self.fills.values())
+        duplicates = self.rows * len(self.columns) - encoded - hits - self.missing - self.skipped
+        counts = Counts(self.rows, encoded, hits, duplicates, self.missing, self.skipped)
         written = sum(fill.bytes_written for fill in self.fills.values())
         seconds = time.monotonic() - self.began
         return Build(manifest, None, counts, tuple(self.skipped_cells), written, seconds, recognised=False)
@@ -233,11 +236,12 @@ class _Running:
                 added.add(key)
                 if not fill.holds(key) and key not in fill.refused:
                     fill.add(key, payload)
+        if fill.crowded:
+            self.store_all()
 
     def close_chunk(self) -> None:
         """Store what is pending, then write the open rows as a chunk: a manifest never names a vector that is not durable."""
-        for fill in self.fills.values():
-            fill.flush()
+        self.store_all()
         chunk_keys, chunk_reasons = [], []
         for column in self.columns:
             chunk_keys.append(np.concatenate([*column.keys, np.empty(0, f"V{SIZE}")]))
@@ -247,6 +251,13 @@ class _Running:
         identity = write_chunk(self.store.root, [column.name for column in self.columns], chunk_keys, chunk_reasons)
         self.chunks.append((identity, self.open_rows))
         self.open_rows = 0
+
+    def store_all(self) -> None:
+        """Have everything taken so far stored, by this build or by the others that encode it."""
+        for fill in self.fills.values():
+            fill.flush()
+        for fill in self.fills.values():  # not before all are flushed: who waits must hold no claims
+            fill.settle()
 
     def refuse(self, column: _Column, chunk_keys: NDArray[np.void], reasons: NDArray[np.uint8]) -> None:
         """Turn the rows whose vector could not be stored into skipped ones, in place."""
@@ -264,7 +275,9 @@ class _Running:
     def report(self) -> None:
         if self.progress:
             encoded = sum(fill.encoded for fill in self.fills.values())
-            self.progress(Progress(self.rows, self.dataset.rows, encoded, self.hits, time.monotonic() - self.began))
+            waiting = sum(fill.waiting for fill in self.fills.values())
+            seconds = time.monotonic() - self.began
+            self.progress(Progress(self.rows, self.dataset.rows, encoded, self.hits, seconds, waiting))
 
 
 def open_columns(data: Any, columns: Mapping[str, EncoderLike]) -> Dataset:

@@ -40,6 +40,7 @@ _DAMAGED = (
     lmdb.ProblemError,
 )
 _BUSY = (lmdb.ReadersFullError, lmdb.LockError, lmdb.TlsFullError)
+_NOWHERE = (-1, -1)
 _T = TypeVar("_T")
 Transaction: TypeAlias = lmdb.Transaction
 
@@ -55,6 +56,7 @@ class Environment:
         self.folder = folder
         self.pid = os.getpid()
         self.users = 0
+        self.closed = False
         self._gate = _Gate()
         # who may not write cannot register as a reader either, and checks afterwards whether a writer was in the way
         self._registers = os.access(folder, os.W_OK)
@@ -74,6 +76,7 @@ class Environment:
             if self._registers:
                 self._lmdb.reader_check()  # frees the slots of killed readers
             self._databases = {name: self._lmdb.open_db(name, create=writable) for name in databases}
+            self.identity = _identity(folder)
         except lmdb.Error as error:
             self._lmdb.close()
             raise _translate(error, folder) from error
@@ -85,7 +88,7 @@ class Environment:
         """What ``body`` returns of a read transaction on one database. It may run more than once."""
         while True:
             try:
-                with self._gate.shared(), self._lmdb.begin(db=self._databases[database]) as txn:
+                with self._inside(), self._lmdb.begin(db=self._databases[database]) as txn:
                     found = body(txn)
                     if self._registers or self._lmdb.info()["last_txnid"] <= txn.id() + 1:
                         return found  # else pages may have been reused under a reader that nobody knew of
@@ -98,7 +101,7 @@ class Environment:
         """What ``body`` returns of a write transaction over all databases, durable when this returns. It may run more than once."""
         while True:
             try:
-                with self._gate.shared(), self._lmdb.begin(write=True) as txn:
+                with self._inside(), self._lmdb.begin(write=True) as txn:
                     return body(txn, self._databases)
             except lmdb.MapFullError:
                 self._resize(self._lmdb.info()["map_size"] * 2)
@@ -119,14 +122,41 @@ class Environment:
             mode=0o644,
         )
 
+    def version(self) -> int:
+        """A number that grows with every transaction that changed something, of any process."""
+        with self._inside():
+            return int(self._lmdb.info()["last_txnid"])
+
+    def moved(self) -> bool:
+        """Whether another folder lies at its path now: a new generation of the index."""
+        return _identity(self.folder) not in (self.identity, _NOWHERE)
+
     def close(self) -> None:
-        """Close it for everybody in this process."""
+        """Close it for everybody in this process, once no thread is inside a transaction."""
+        with self._gate.alone():
+            self.closed = True
+            self._lmdb.close()
+
+    def abandon(self) -> None:
+        """Close a forked child's copy: threads that were inside a transaction are not here to leave it."""
+        self.closed = True
         self._lmdb.close()
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        with self._gate.shared():
+            if self.closed:
+                raise Closed(f"The index {self.folder} was closed.")
+            yield
 
     def _resize(self, size: int) -> None:
         with self._gate.alone():  # LMDB moves the map, so nobody here may be inside a transaction
             if size == 0 or size > self._lmdb.info()["map_size"]:
                 self._lmdb.set_mapsize(size)
+
+
+class Closed(StoreError):
+    """The environment was closed between two uses; whoever has a newer one can go on with that."""
 
 
 class _Gate:
@@ -173,7 +203,7 @@ def acquire(folder: Path, databases: Sequence[bytes], *, writable: bool) -> Envi
     with _open_guard:
         environment = _open.get(_identity(folder))
         if environment is not None and environment.pid != os.getpid():
-            environment.close()  # this process's copy of its parent's, which must not be used; the parent's stays open
+            environment.abandon()  # this process's copy of its parent's, which must not be used; the parent's stays open
             environment = None
         if environment is None:
             environment = Environment(folder, databases, writable=writable)
@@ -223,7 +253,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     try:
         status = folder.stat()
     except OSError:
-        return -1, -1  # no folder, so no environment either
+        return _NOWHERE  # no folder, so no environment either
     return status.st_dev, status.st_ino
 
 

@@ -7,9 +7,13 @@ retried on the same file: its pages may already be marked clean, so the temporar
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
+import fcntl
 import mmap
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -20,6 +24,7 @@ from cachestore.errors import DamageError, StoreError, StoreFull, StoreNotReadab
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def write_once(root: Path, folder: str, data: bytes | memoryview, suffix: str, name: str | None = None) -> str:
@@ -72,22 +77,82 @@ def make_durable(path: Path) -> None:
 def set_aside(path: Path) -> Path:
     """Rename a folder of the store out of the way, keeping its content; returns where it is now."""
     aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}")
-    try:
-        os.rename(path, aside)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise translate(error, path) from error
+    _move(path, aside)
     return aside
 
 
+def to_trash(root: Path, batch: str, path: Path) -> None:
+    """Move a file or folder of the store to ``trash/<batch>``, under the path it had. What maps it keeps its bytes."""
+    _move(path, root / "trash" / batch / path.relative_to(root))
+
+
+def to_quarantine(root: Path, path: Path) -> Path:
+    """Move a damaged file to ``quarantine``, where nothing reads it; returns where it is now."""
+    place = root / "quarantine" / f"{path.name}.{uuid.uuid4().hex[:8]}"
+    _move(path, place)
+    return place
+
+
+def remove(path: Path) -> None:
+    """Delete a file of the store; it may be gone already."""
+    try:
+        path.unlink(missing_ok=True)
+        if path.parent.exists():
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise translate(error, path) from error
+
+
+def delete_tree(root: Path, path: Path) -> None:
+    """Delete a folder of the store and all in it; links are deleted, not followed."""
+    if not path.is_relative_to(root) or path == root:
+        raise ValueError(f"{path} is not inside {root}")
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path)
+        if path.parent.exists():
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise translate(error, path) from error
+
+
+def exchange(root: Path, new: Path, place: Path) -> Path:
+    """Put the folder ``new`` at ``place``, as one step where the system can; returns where the folder is now that lay there."""
+    aside = root / "tmp" / uuid.uuid4().hex
+    try:
+        if _exchanged(new, place):
+            aside = new
+        else:
+            os.rename(place, aside)
+            os.rename(new, place)
+        _sync_folder(place.parent)
+    except OSError as error:
+        raise translate(error, place) from error
+    return aside
+
+
+def held_by_readers(path: Path) -> bool:
+    """Whether the mapping of a file by ``map_file`` is alive, in this process or another."""
+    try:
+        descriptor = _open_regular(path)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def sweep_temporary(root: Path) -> int:
-    """Delete what killed writers left in ``tmp``; only safe while no other process writes. Returns the files deleted."""
+    """Delete what killed writers left in ``tmp``; only safe while no other process writes. Returns how much was there."""
     swept = 0
     for entry in _entries(root / "tmp"):
-        try:
-            os.unlink(entry.path)
-        except OSError as error:
-            raise translate(error, Path(entry.path)) from error
+        delete_tree(root, Path(entry.path))
         swept += 1
     return swept
 
@@ -99,6 +164,23 @@ def open_lock(path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise translate(error, path) from error
+
+
+def hold_new_lock(root: Path, path: Path) -> int:
+    """A lock file at ``path`` that is held exclusively from the moment it is there; returns its descriptor, which holds it."""
+    make_folder(root / "tmp")
+    make_folder(path.parent)
+    temporary = root / "tmp" / uuid.uuid4().hex
+    descriptor = -1
+    try:
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(temporary, path)
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        raise translate(error, path) from error
+    return descriptor
 
 
 def content_sizes(root: Path, folder: str, suffix: str) -> dict[str, int]:
@@ -123,11 +205,17 @@ def read_small(path: Path, limit: int = 64 << 20) -> bytes:
 
 
 def map_file(path: Path) -> memoryview:
-    """The bytes of a regular file, mapped read-only without a copy. FileNotFoundError passes through, ValueError if it is empty."""
+    """The bytes of a regular file, mapped read-only without a copy. FileNotFoundError passes through, ValueError if it is empty.
+
+    The file is locked shared until the last view of the mapping is gone: see ``held_by_readers``.
+    """
     descriptor = _open_regular(path)
     try:
         if os.fstat(descriptor).st_size == 0:
             raise ValueError("it is empty")
+        # mmap keeps a duplicate of the descriptor, and with it the lock, as long as the mapping lives
+        with contextlib.suppress(BlockingIOError):  # held alone for the moment in which somebody asks who reads it
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
     finally:
         os.close(descriptor)
@@ -147,6 +235,29 @@ def translate(error: OSError, path: Path | str) -> StoreError:
     return StoreWriteFailed(
         f"Cannot write {path}: {reason}. What was stored before is intact; check the disk and run again."
     )
+
+
+def _move(path: Path, place: Path) -> None:
+    make_folder(place.parent)
+    try:
+        os.rename(path, place)
+        _sync_folder(place.parent)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise translate(error, path) from error
+
+
+def _exchanged(new: Path, place: Path) -> bool:
+    """Swap two folders as one step. False where the system or file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(place), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def _publish(root: Path, path: Path, data: bytes | memoryview, mode: int) -> None:

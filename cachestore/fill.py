@@ -2,21 +2,29 @@
 
 Payloads are encoded in windows and their vectors collected until a shard is full or old enough, so a killed process loses
 at most one shard's work. A vector that cannot be stored truthfully (not finite, beyond float16) is refused with its reason.
+
+A window is claimed before it is encoded. What another writer has claimed is put off, and waited for at the end; before it waits,
+a Fill stores what it has and gives up its claims, so that writers never wait for each other in a circle.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cachestore.claims import Claims
 from cachestore.encoders import Encoder
-from cachestore.errors import EncoderError
+from cachestore.errors import EncoderError, StoreError
 from cachestore.keys import Key
+
+_FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
+_LOOK_AGAIN_SECONDS = 2.0
 
 Put = Callable[[Sequence[Key], NDArray[Any]], tuple[int, int]]
 """Stores vectors (n, dim) of the stored dtype under their keys, durably; returns the shard's number and its bytes."""
@@ -32,16 +40,24 @@ class Limits:
     window_rows: int = 4096
     window_bytes: int = 16 << 20
     window_seconds: float = 5.0
+    put_off_rows: int = 1 << 16
+    put_off_bytes: int = 64 << 20
+    claim_seconds: float = 300.0
+    """how long to wait for another writer that stores nothing, before its keys are encoded here as well"""
 
 
 class Fill:
-    """Collects distinct unknown payloads of one encoder, encodes them window by window and puts their vectors."""
+    """Collects distinct unknown payloads of one encoder, encodes them window by window and puts their vectors.
+
+    A context manager. What is encoded is stored also when its body fails, unless it is the store that fails.
+    """
 
     def __init__(
         self,
         encoder: Encoder,
         dtype: np.dtype[Any],
         put: Put,
+        claims: Claims,
         limits: Limits = Limits(),
         tick: Callable[[], None] | None = None,
     ) -> None:
@@ -49,37 +65,86 @@ class Fill:
         self.refused: dict[Key, str] = {}
         """Keys whose vector could not be stored, with the reason."""
         self.encoded = 0
+        self.found = 0
+        """keys that another writer stored after they were looked up"""
         self.bytes_written = 0
         self.shards: set[int] = set()
         """Numbers of the shards written."""
         self._dtype = dtype
         self._put = put
+        self._claims = claims
         self._limits = limits
         self._tick = tick
         self._window: dict[Key, bytes] = {}
         self._window_bytes = 0
         self._window_rows = min(256, limits.window_rows)
+        self._put_off: dict[Key, bytes] = {}
+        self._put_off_bytes = 0
         self._done: list[tuple[list[Key], NDArray[Any]]] = []
         self._done_keys: set[Key] = set()
         self._nbytes = 0
         self._opened = time.monotonic()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if not isinstance(error, StoreError):
+                self.keep()
+        finally:
+            self._claims.close()
+
+    @property
+    def waiting(self) -> int:
+        """How many payloads another writer encodes."""
+        return len(self._put_off)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many payloads are put off that it is time to ``settle``."""
+        return len(self._put_off) >= self._limits.put_off_rows or self._put_off_bytes >= self._limits.put_off_bytes
+
     def holds(self, key: Key) -> bool:
         """Whether a key is on its way into a shard."""
-        return key in self._window or key in self._done_keys
+        return key in self._window or key in self._done_keys or key in self._put_off
 
     def add(self, key: Key, payload: bytes) -> None:
         """Take a payload to encode; its key is neither stored nor held nor refused yet."""
         self._window[key] = payload
         self._window_bytes += len(payload)
         if len(self._window) >= self._window_rows or self._window_bytes >= self._limits.window_bytes:
-            self._encode()
+            self._encode_window()
 
     def flush(self) -> None:
-        """Encode and store everything taken so far."""
+        """Encode and store everything taken so far but what is put off, and give up all claims."""
         if self._window:
-            self._encode()
+            self._encode_window()
+        self.yield_claims()
+
+    def yield_claims(self) -> None:
+        """Store what is encoded, so that nobody waits for this writer; payloads not encoded yet are left."""
         self.keep()
+        self._claims.release()  # refused ones have no shard to end their claim
+
+    def settle(self) -> None:
+        """Wait until what was put off is stored; what its writer died over, or stored for too long, is encoded here.
+
+        Call it after ``flush``, of all fills of this process: a writer that waits must hold no claims.
+        """
+        began, pause, force = time.monotonic(), _FIRST_PAUSE, False
+        while self._put_off:
+            before = len(self._put_off)
+            owners = self._resolve(force)
+            if len(self._put_off) < before:
+                began, pause, force = time.monotonic(), _FIRST_PAUSE, False
+                continue
+            if self._tick:
+                self._tick()
+            pause = self._await(owners, pause)
+            force = time.monotonic() - began > self._limits.claim_seconds
 
     def keep(self) -> None:
         """Store what is encoded; payloads still waiting to be encoded are left."""
@@ -91,9 +156,49 @@ class Fill:
             self.shards.add(number)
             self.bytes_written += nbytes
 
-    def _encode(self) -> None:
+    def _encode_window(self) -> None:
+        window, self._window, self._window_bytes = self._window, {}, 0
+        taken = self._claims.take(list(window))
+        self.found += len(taken.stored)
+        for key in taken.others:
+            self._put_off[key] = window[key]
+            self._put_off_bytes += len(window[key])
+        if taken.mine:
+            self._encode([key for key in window if key in taken.mine], window)
+
+    def _resolve(self, force: bool) -> dict[Key, bytes]:
+        """Take what became free of what is put off, and encode it; returns the rest, by key its writer."""
+        taken = self._claims.take(list(self._put_off), force=force)
+        self.found += len(taken.stored)
+        free = [key for key in self._put_off if key in taken.mine]
+        payloads = {key: self._put_off[key] for key in free}
+        self._put_off = {key: payload for key, payload in self._put_off.items() if key in taken.others}
+        self._put_off_bytes = sum(map(len, self._put_off.values()))
+        for at in range(0, len(free), self._window_rows):
+            self._encode(free[at : at + self._window_rows], payloads)
+        self.yield_claims()
+        return dict(taken.others)
+
+    def _await(self, owners: dict[Key, bytes], pause: float) -> float:
+        """Sleep until it may be worth to look again: one key of a writer is stored, a writer died, or some seconds passed.
+
+        Returns how long to sleep next time.
+        """
+        probes = list({owner: key for key, owner in owners.items()}.items())
+        deadline, version = time.monotonic() + _LOOK_AGAIN_SECONDS, -1
+        while time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LAST_PAUSE)
+            version, seen = self._claims.version(), version
+            if version != seen and self._claims.stored([key for _, key in probes]):
+                return _FIRST_PAUSE
+            if not all(self._claims.lives(owner) for owner, _ in probes):
+                return _FIRST_PAUSE
+        return pause
+
+    def _encode(self, keys: list[Key], window: Mapping[Key, bytes]) -> None:
         began = time.monotonic()
-        keys, payloads = list(self._window), list(self._window.values())
+        payloads = [window[key] for key in keys]
         vectors = np.asarray(self.encoder.encode(payloads))
         if vectors.shape != (len(payloads), self.encoder.dim):
             raise EncoderError(
@@ -105,7 +210,6 @@ class Fill:
         if reasons:
             stored = np.delete(stored, list(reasons), axis=0)
             keys = [key for row, key in enumerate(keys) if row not in reasons]
-        self._window, self._window_bytes = {}, 0
         if not self._done:
             self._opened = began
         if keys:
@@ -113,7 +217,7 @@ class Fill:
         self._done_keys.update(keys)
         self.encoded += len(keys)
         self._nbytes += stored.nbytes
-        self._adapt(time.monotonic() - began)
+        self._adapt(len(payloads), time.monotonic() - began)
         limits = self._limits
         if (
             len(self._done_keys) >= limits.shard_rows
@@ -127,11 +231,11 @@ class Fill:
     def _age(self) -> float:
         return time.monotonic() - self._opened
 
-    def _adapt(self, seconds: float) -> None:
+    def _adapt(self, rows: int, seconds: float) -> None:
         # small windows for slow encoders, so that a kill loses little; large ones for fast encoders, so that batches sort well
         if seconds > self._limits.window_seconds:
             self._window_rows = max(64, self._window_rows // 2)
-        elif seconds < self._limits.window_seconds / 3:
+        elif rows >= self._window_rows // 2 and seconds < self._limits.window_seconds / 3:
             self._window_rows = min(self._limits.window_rows, self._window_rows * 2)
 
 

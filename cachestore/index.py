@@ -1,16 +1,20 @@
 """The index: from key to (shard, row), and small facts worth remembering.
 
 Everything here is derived: deleted or damaged, it is filled again from the shards. Databases: ``keys`` (key → shard number, row),
-``shards`` (number → name, fingerprint, rows, bytes), ``numbers`` (name → number), ``specs`` (fingerprint → spec) and ``memo``
-(digests of files already read, and the builds they gave).
+``shards`` (number → name, fingerprint, rows, bytes), ``numbers`` (name → number), ``specs`` (fingerprint → spec), ``claims``
+(writer → the keys it encodes just now) and ``memo`` (digests of files already read, and the builds they gave).
+
+A rebuilt index is another folder put in the place of the old one, its next generation; an open Index goes on with it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,11 +28,13 @@ from cachestore.errors import StoreError, StoreFormatError
 from cachestore.keys import SIZE, Fingerprint, Json, Key
 
 FORMAT = 1
+OWNER_SIZE = 16
 _LOCATION = struct.Struct("<II")
 _SHARD = struct.Struct("<32s32sIQ")
 _NUMBER = struct.Struct(">I")
 _NOWHERE = _LOCATION.pack(0xFFFFFFFF, 0xFFFFFFFF)
-_DATABASES = (b"keys", b"shards", b"numbers", b"specs", b"memo", b"meta")
+_DATABASES = (b"keys", b"shards", b"numbers", b"specs", b"claims", b"memo", b"meta")
+_BLOCK = 1 << 16
 _T = TypeVar("_T")
 
 
@@ -56,6 +62,7 @@ class Index:
     def __init__(self, folder: Path, *, readonly: bool) -> None:
         self.folder = folder
         self.readonly = readonly
+        self._guard = threading.Lock()
         self._environment: Environment | None = environment.acquire(folder, _DATABASES, writable=not readonly)
         try:
             self._check_format()
@@ -86,16 +93,27 @@ class Index:
         return Locations(shards, rows)
 
     def commit(
-        self, name: str, fingerprint: Fingerprint, spec: Mapping[str, Json], keys: Sequence[Key], nbytes: int
+        self,
+        name: str,
+        fingerprint: Fingerprint,
+        spec: Mapping[str, Json],
+        keys: Sequence[Key],
+        nbytes: int,
+        *,
+        owner: bytes | None = None,
+        moved: bool = False,
     ) -> int:
         """Make the rows of a durable shard findable, as one transaction; returns the shard's number.
 
-        A key another shard already holds keeps its place. Committing a shard again changes nothing.
+        A key another shard already holds keeps its place, unless it has ``moved`` here. Committing a shard again changes nothing.
+        The claims of ``owner`` end with it.
         """
         rows = _tree_order(keys).tolist()
         digest = bytes.fromhex(name)
 
         def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> int:
+            if owner is not None:
+                _release(txn, dbs, owner)
             known = txn.get(digest, db=dbs[b"numbers"])
             if known is not None:
                 return int(_NUMBER.unpack(known)[0])
@@ -104,10 +122,48 @@ class Index:
             txn.put(_NUMBER.pack(number), _SHARD.pack(digest, fingerprint, len(keys), nbytes), db=dbs[b"shards"])
             txn.put(digest, _NUMBER.pack(number), db=dbs[b"numbers"])
             txn.put(fingerprint, json.dumps(spec, sort_keys=True).encode(), db=dbs[b"specs"])
-            _place(txn, dbs, number, keys, rows)
+            _place(txn, dbs, number, keys, rows, overwrite=moved)
             return number
 
         return self._write(write)
+
+    def claim(
+        self, owner: bytes, keys: Sequence[Key], lives: Callable[[bytes], bool]
+    ) -> tuple[set[Key], set[Key], dict[Key, bytes]]:
+        """Claim keys for a writer, as one transaction: what it has now, what is stored, and what other living writers have claimed.
+
+        ``lives(owner)`` tells whether a writer still runs; claims of the dead are removed.
+        """
+        if not keys:
+            return set(), set(), {}
+        order = _tree_order(keys).tolist()
+        prefixes = np.sort(np.frombuffer(b"".join(keys), ">u8")[:: SIZE // 8])
+
+        def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> tuple[set[Key], set[Key], dict[Key, bytes]]:
+            stored = {keys[at] for at in order if txn.get(keys[at], db=dbs[b"keys"]) is not None}
+            rest = set(keys) - stored
+            others: dict[Key, bytes] = {}
+            dead, last = [], -1
+            for row, claimed in txn.cursor(dbs[b"claims"]):
+                holder = bytes(row[:OWNER_SIZE])
+                if holder == owner:
+                    last = int(_NUMBER.unpack(row[OWNER_SIZE:])[0])
+                elif not lives(holder):
+                    dead.append(row)
+                else:
+                    others.update({key: holder for key in _common(prefixes, bytes(claimed)) if key in rest})
+            for row in dead:
+                txn.delete(row, db=dbs[b"claims"])
+            mine = rest - others.keys()
+            if mine:
+                txn.put(owner + _NUMBER.pack(last + 1), b"".join(mine), db=dbs[b"claims"])
+            return mine, stored, others
+
+        return self._write(write)
+
+    def release(self, owner: bytes) -> None:
+        """Remove the claims of a writer; those of every writer for an empty id."""
+        self._write(lambda txn, dbs: _release(txn, dbs, owner))
 
     def drop(self, numbers: Iterable[int]) -> int:
         """Forget shards that are gone, with their keys; returns the keys forgotten. See ``restore``."""
@@ -131,9 +187,17 @@ class Index:
         rows = _tree_order(keys).tolist()
 
         def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> None:
-            _place(txn, dbs, number, keys, rows)
+            _place(txn, dbs, number, keys, rows, overwrite=False)
 
         self._write(write)
+
+    def count_from(self, number: int) -> None:
+        """Give shards committed from now on numbers that begin here, in an index that has none."""
+        self._write(lambda txn, dbs: txn.put(b"next-shard", _NUMBER.pack(number), db=dbs[b"meta"]))
+
+    def next_number(self) -> int:
+        """The number of the next shard committed; a number is never given again."""
+        return int(_NUMBER.unpack(self._read(b"meta", lambda txn: txn.get(b"next-shard", _NUMBER.pack(0))))[0])
 
     def names(self, numbers: Iterable[int]) -> dict[int, str]:
         """The names of shards by number; a number that the index does not know is left out."""
@@ -157,6 +221,32 @@ class Index:
 
         return self._read(b"shards", read)
 
+    def entries(self) -> Iterator[tuple[NDArray[np.void], Locations]]:
+        """All keys (n,) with their places, in the order of the keys, block by block; what changes meanwhile may be there or not."""
+        start = b""
+        while True:
+
+            def read(txn: Transaction, start: bytes = start) -> list[tuple[bytes, bytes]]:
+                cursor = txn.cursor()
+                found = itertools.islice(cursor, _BLOCK) if cursor.set_range(start) else ()
+                return [(bytes(key), bytes(place)) for key, place in found]
+
+            block = self._read(b"keys", read)
+            if not block:
+                return
+            places = np.frombuffer(b"".join(place for _, place in block), "<u4").reshape(-1, 2).astype(np.int64)
+            yield np.frombuffer(b"".join(key for key, _ in block), f"V{SIZE}"), Locations(places[:, 0], places[:, 1])
+            start = block[-1][0] + b"\0"
+
+    def version(self) -> int:
+        """A number that grows whenever somebody, in any process, changes the index."""
+        return self._on_current(Environment.version)
+
+    def specs(self) -> dict[Fingerprint, Mapping[str, Json]]:
+        """The specs of all encoders that had vectors here."""
+        found = self._read(b"specs", lambda txn: [(bytes(key), bytes(value)) for key, value in txn.cursor()])
+        return {Fingerprint(key): dict(json.loads(value)) for key, value in found}
+
     def spec(self, fingerprint: Fingerprint) -> Mapping[str, Json] | None:
         """The spec of an encoder that has vectors here, else None."""
         value = self._read(b"specs", lambda txn: txn.get(fingerprint))
@@ -173,17 +263,32 @@ class Index:
             self._write(lambda txn, dbs: txn.put(key, value, db=dbs[b"memo"]))
 
     def _read(self, database: bytes, body: Callable[[Transaction], _T]) -> _T:
-        return self._current().read(database, body)
+        return self._on_current(lambda current: current.read(database, body))
 
     def _write(self, body: Callable[[Transaction, Mapping[bytes, Any]], _T]) -> _T:
-        return self._current().write(body)
+        return self._on_current(lambda current: current.write(body))
+
+    def _on_current(self, use: Callable[[Environment], _T]) -> _T:
+        while True:
+            current = self._current()
+            try:
+                return use(current)
+            except environment.Closed:
+                if self._environment is current:
+                    raise  # nobody replaced it
 
     def _current(self) -> Environment:
-        if self._environment is None:
-            raise StoreError(f"The store of {self.folder} was closed. Open it again with cachestore.open_store.")
-        if self._environment.pid != os.getpid():  # forked: an LMDB environment must not cross a fork
-            self._environment = environment.acquire(self.folder, _DATABASES, writable=not self.readonly)
-        return self._environment
+        """The environment of this process and of the newest generation."""
+        with self._guard:
+            current = self._environment
+            if current is None:
+                raise StoreError(f"The store of {self.folder} was closed. Open it again with cachestore.open_store.")
+            forked = current.pid != os.getpid()  # an LMDB environment must not cross a fork
+            if forked or current.moved():
+                self._environment = environment.acquire(self.folder, _DATABASES, writable=not self.readonly)
+                if not forked:
+                    environment.release(current)
+            return self._environment or current
 
     def _check_format(self) -> None:
         number = self._read(b"meta", lambda txn: txn.get(b"format"))
@@ -195,9 +300,32 @@ class Index:
             )
 
 
-def _place(txn: Transaction, dbs: Mapping[bytes, Any], number: int, keys: Sequence[Key], rows: Sequence[int]) -> None:
+def _place(
+    txn: Transaction,
+    dbs: Mapping[bytes, Any],
+    number: int,
+    keys: Sequence[Key],
+    rows: Sequence[int],
+    *,
+    overwrite: bool,
+) -> None:
     items = [(keys[row], _LOCATION.pack(number, row)) for row in rows]
-    txn.cursor(dbs[b"keys"]).putmulti(items, overwrite=False)
+    txn.cursor(dbs[b"keys"]).putmulti(items, overwrite=overwrite)
+
+
+def _release(txn: Transaction, dbs: Mapping[bytes, Any], owner: bytes) -> None:
+    cursor = txn.cursor(dbs[b"claims"])
+    found = cursor.set_range(owner) if owner else cursor.first()
+    while found and bytes(cursor.key()).startswith(owner):
+        found = cursor.delete()  # moves to the next
+
+
+def _common(prefixes: NDArray[np.uint64], claimed: bytes) -> list[Key]:
+    """The keys of a claim whose first eight bytes are among the sorted ``prefixes``."""
+    starts = np.frombuffer(claimed, ">u8")[:: SIZE // 8]
+    places = np.minimum(np.searchsorted(prefixes, starts), len(prefixes) - 1)
+    hits = np.flatnonzero(prefixes[places] == starts).tolist()
+    return [Key(claimed[at * SIZE : (at + 1) * SIZE]) for at in hits]
 
 
 def _tree_order(keys: Sequence[Key]) -> NDArray[np.int64]:

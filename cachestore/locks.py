@@ -1,15 +1,17 @@
 """Advisory locks of a store, by flock: the kernel releases them when their holder dies, and no clock is involved.
 
 ``builders`` is held shared by everyone who writes vectors, and exclusively by who needs to be alone; ``names`` is held
-exclusively for the moment in which a name's log grows.
+exclusively for the moment in which a name's log grows, and ``index`` while an index is opened for writing. A writer that claims
+keys holds a lock file of its own as long as it lives.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,23 +19,31 @@ from cachestore import files
 from cachestore.errors import StoreLocked
 
 _POLL_SECONDS = 0.05
+_TELL_SECONDS = 0.5
 
 
 @contextmanager
-def held(root: Path, name: str, *, exclusive: bool, timeout: float) -> Iterator[int]:
-    """Hold a lock of the store for the body; yields its file descriptor.
+def held(
+    root: Path, name: str, *, exclusive: bool, timeout: float, tell: Callable[[str], None] | None = None
+) -> Iterator[int]:
+    """Hold a lock of the store for the body; yields its file descriptor. ``tell`` is called once if this has to wait.
 
     Raises StoreLocked when another process still holds it after ``timeout`` seconds.
     """
     descriptor = files.open_lock(root / "locks" / name)
     try:
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        told = tell is None
         while not _try(descriptor, exclusive):
-            if time.monotonic() >= deadline:
+            waited = time.monotonic() - began
+            if waited >= timeout:
                 raise StoreLocked(
-                    f"{root} is in use by another process (lock {name!r}, waited {timeout:g} s). "
+                    f"{root} is in use by {_holders(descriptor)} (lock {name!r}, waited {timeout:g} s). "
                     "Wait for it to finish, or stop it, and run again."
                 )
+            if not told and tell and waited > _TELL_SECONDS:
+                tell(f"Waiting for {_holders(descriptor)}, which uses {root} …")
+                told = True
             time.sleep(_POLL_SECONDS)
         yield descriptor
     finally:
@@ -49,6 +59,34 @@ def share(descriptor: int) -> None:
     """Make a lock shared again after ``alone``, whether that succeeded or not."""
     # a failed upgrade has dropped the shared lock, so this may wait for whoever is alone now
     fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def lives(path: Path) -> bool:
+    """Whether a process holds the lock file at ``path``, as its owner does exclusively from before it is there until it dies."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try(descriptor, exclusive=False)
+    finally:
+        os.close(descriptor)
+
+
+def _holders(descriptor: int) -> str:
+    """Who holds a lock, as far as the system tells."""
+    status = os.fstat(descriptor)
+    inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii", errors="replace") as table:
+        found = sorted(
+            {int(line.split()[4]) for line in table if inode in line and "->" not in line and "FLOCK" in line}
+        )
+        pids = [pid for pid in found if pid > 0]  # 0 or less: of another container
+        if pids == [os.getpid()]:
+            return "this process itself, which opened it twice"
+        if pids:
+            return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
+    return "another process"
 
 
 def _try(descriptor: int, exclusive: bool) -> bool:

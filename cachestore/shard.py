@@ -6,7 +6,9 @@ It carries its own keys and, in the schema metadata, the encoder's resolved spec
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +28,9 @@ FOLDER = "shards"
 SUFFIX = ".arrow"
 FORMAT = 1
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+_MEND = "Run `cachestore repair`: it keeps the sound rows and tells what to build again."
+_CANNOT_SEND = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOTSOCK}  # systems where a file is sent to sockets only
+_BLOCK = 256 << 10  # bytes of rows at a time: what is checked stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -54,81 +59,77 @@ class Shard:
             )
         if not np.array_equal(self.keys[rows], expected):
             raise DamageError(
-                f"Shard {self.name} holds other keys than the index says. Delete the folder index and build again."
+                f"Shard {self.name} holds other keys than the index says. Run `cachestore repair` to fill a new index."
             )
         vectors = self.vectors[rows]
         bad = np.flatnonzero(_checks(expected, vectors) != self.checks[rows])
         if len(bad):
             raise DamageError(
                 f"Row {int(rows[bad[0]])} of shard {self.name} fails its check: the file was damaged on disk. "
-                "Move the shard out of the store and build again to encode its rows anew."
+                f"{_MEND}"
             )
         return vectors
 
-
-def stored_dtype(spec: Mapping[str, Json]) -> np.dtype[Any]:
-    """The NumPy dtype in which vectors of a spec are stored, little-endian."""
-    return DTYPES[str(spec["dtype"])]
-
-
-def write(root: Path, spec: Mapping[str, Json], keys: Sequence[Key], vectors: NDArray[Any]) -> tuple[str, int]:
-    """Write ``vectors`` (len(keys), dim), of the spec's stored dtype, as one shard; returns its name and size in bytes."""
-    rows, dim = vectors.shape
-    dtype = stored_dtype(spec)
-    if rows != len(keys) or vectors.dtype != dtype:
-        raise ValueError(
-            f"{len(keys)} keys of dtype {dtype} cannot name vectors of shape {vectors.shape} and dtype {vectors.dtype}"
+    def faults(self) -> Faults:
+        """Rows whose check is wrong, whose vector is not finite, or whose vector is zero; reads every byte of the rows."""
+        rows, dim = self.vectors.shape
+        bits = self.vectors.view(np.uint16 if self.vectors.dtype.itemsize == 2 else np.uint32)
+        # without its sign bit, a number with this bit pattern or a higher one is an infinity or NaN; a tenth of isfinite's time
+        limit = 0xF800 if self.vectors.dtype.itemsize == 2 else 0xFF000000
+        block = max(1, _BLOCK // max(bits.itemsize * dim, 1))
+        unsigned = np.empty((block, dim), bits.dtype)
+        largest = np.zeros(rows, bits.dtype)
+        for start in range(0, rows, block):
+            part = bits[start : start + block]
+            np.left_shift(part, 1, out=unsigned[: len(part)])
+            np.max(unsigned[: len(part)], axis=1, out=largest[start : start + block])
+        return Faults(
+            wrong=np.flatnonzero(_checks(self.keys, self.vectors) != self.checks),
+            infinite=np.flatnonzero(largest >= limit),
+            zero=np.flatnonzero(largest == 0),
         )
-    key_column = np.frombuffer(b"".join(keys), f"V{SIZE}")
-    contiguous = np.ascontiguousarray(vectors)
-    schema = _schema(spec, dim)
-    # from buffers: pa.array would import pandas where it is installed, 0.3 s
-    values = pa.Array.from_buffers(schema.field("vector").type.value_type, rows * dim, [None, pa.py_buffer(contiguous)])
-    columns = [
-        pa.Array.from_buffers(pa.binary(SIZE), rows, [None, pa.py_buffer(key_column)]),
-        pa.Array.from_buffers(schema.field("vector").type, rows, [None], children=[values]),
-        pa.Array.from_buffers(pa.uint64(), rows, [None, pa.py_buffer(_checks(key_column, contiguous))]),
-    ]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=schema))
-    data = memoryview(sink.getvalue())
-    return files.write_once(root, FOLDER, data, SUFFIX), data.nbytes
 
 
-def open_shard(root: Path, name: str) -> Shard:
-    """Map a shard. Raises DamageError when it is missing or torn, StoreFormatError when a newer version wrote it."""
+@dataclass(frozen=True)
+class Faults:
+    """Rows of a shard that are not as they should be; a zero vector may be meant."""
+
+    wrong: NDArray[np.int64]
+    infinite: NDArray[np.int64]
+    zero: NDArray[np.int64]
+
+    def digest(root: Path, name: str) -> str:
+    """SHA-256 of a shard's bytes in hexadecimal, which is its name if it is undamaged. Gives up the GIL meanwhile.
+
+    Raises FileNotFoundError, DamageError for a file that the disk cannot read.
+    """
     path = files.content_path(root, FOLDER, name, SUFFIX)
     try:
         data = files.map_file(path)
-        reader = pa.ipc.open_file(pa.py_buffer(data))
-        metadata = reader.schema.metadata or {}
-        _check_format(metadata, path)
-        spec = json.loads(metadata[b"cachestore.spec"])
-        dim = reader.schema.field("vector").type.list_size
-        if reader.schema != _schema(spec, dim):
-            raise ValueError("its columns are not those of a shard")
-        return _view(name, spec, dim, reader.get_batch(0), data.nbytes)
-    except FileNotFoundError:
-        raise DamageError(f"Shard {path} is gone. Build again to encode its rows anew.") from None
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DamageError(
-            f"Shard {path} cannot be read ({error}). Move it out of the store and build again."
-        ) from error
-
-
-def make_durable(root: Path, name: str) -> None:
-    """Sync a shard that another process published, and the folders that lead to it."""
-    files.make_durable(files.content_path(root, FOLDER, name, SUFFIX))
+    except ValueError:  # an empty file
+        return sha256().hexdigest()
+    _touch(path, data.nbytes)
+    return sha256(data).hexdigest()
 
 
 def sound(root: Path, name: str) -> bool:
     """Whether the bytes of a shard are those that its name is the SHA-256 of."""
-    try:
-        data = files.map_file(files.content_path(root, FOLDER, name, SUFFIX))
-    except ValueError:  # an empty file
-        return False
-    return sha256(data).hexdigest() == name
+    return digest(root, name) == name
+
+
+def _touch(path: Path, nbytes: int) -> None:
+    """Have the system read a file: what the disk cannot read is an error here, and would end the process in a mapping."""
+    with path.open("rb", buffering=0) as file, open(os.devnull, "wb", buffering=0) as nowhere:
+        try:
+            at = 0
+            while at < nbytes and (sent := os.sendfile(nowhere.fileno(), file.fileno(), at, nbytes - at)):
+                at += sent  # no byte is copied
+        except OSError as error:
+            if error.errno not in _CANNOT_SEND:
+                raise DamageError(f"Shard {path} cannot be read from the disk ({error.strerror}). {_MEND}") from error
+            return
+    if at < nbytes:
+        raise DamageError(f"Shard {path} was cut short while it was read. {_MEND}")
 
 
 def _view(name: str, spec: Mapping[str, Json], dim: int, batch: pa.RecordBatch, nbytes: int) -> Shard:
@@ -174,9 +175,18 @@ def _check_format(metadata: Mapping[bytes, bytes], path: Path) -> None:
 
 
 def _checks(keys: NDArray[np.void], vectors: NDArray[Any]) -> NDArray[np.uint64]:
+    """xxh3_64 (rows,) of each key followed by its vector's bytes."""
     rows = len(keys)
-    joined = np.concatenate([keys.view(np.uint8).reshape(rows, SIZE), vectors.view(np.uint8).reshape(rows, -1)], axis=1)
-    width = joined.shape[1]
+    key_bytes, vector_bytes = keys.view(np.uint8).reshape(rows, SIZE), vectors.view(np.uint8).reshape(rows, -1)
+    width = SIZE + vector_bytes.shape[1]
+    block = max(1, min(rows, _BLOCK // width))
+    joined = np.empty((block, width), np.uint8)
     data = joined.reshape(-1).data
-    digest = xxhash.xxh3_64_intdigest
-    return np.fromiter((digest(data[at : at + width]) for at in range(0, rows * width, width)), np.uint64, count=rows)
+    places = [data[at : at + width] for at in range(0, block * width, width)]
+    found = np.empty(rows, np.uint64)
+    for start in range(0, rows, block):
+        here = min(block, rows - start)
+        joined[:here, :SIZE] = key_bytes[start : start + here]
+        joined[:here, SIZE:] = vector_bytes[start : start + here]
+        found[start : start + here] = list(map(xxhash.xxh3_64_intdigest, places[:here]))
+    return found

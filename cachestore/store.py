@@ -18,7 +18,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import encoders, files, header, locks, manifest, references, shard
+from cachestore import claims, encoders, files, header, locks, manifest, reconcile, references, shard
+from cachestore.claims import Claims
 from cachestore.encoders import Encoder, EncoderLike
 from cachestore.environment import looks_torn
 from cachestore.errors import (
@@ -105,28 +106,63 @@ class Store:
         found = self.index.lookup(wanted).shards.tolist()
         return list(dict.fromkeys(key for key, number in zip(wanted, found, strict=True) if number < 0))
 
-    def put(self, spec: Mapping[str, Json], keys: Sequence[Key], vectors: NDArray[Any]) -> tuple[int, int]:
+    def put(
+        self,
+        spec: Mapping[str, Json],
+        keys: Sequence[Key],
+        vectors: NDArray[Any],
+        *,
+        owner: bytes | None = None,
+        moved: bool = False,
+    ) -> tuple[int, int]:
         """Store ``vectors`` (len(keys), dim) of the spec's dtype durably: shard first, then index.
 
-        Only inside ``writing``. Returns the shard's number and its size in bytes.
+        Only inside ``writing``. Keys that another shard holds stay there, unless they have ``moved``; the claims of ``owner`` end.
+        Returns the shard's number and its size in bytes.
         """
         name, nbytes = shard.write(self.root, spec, keys, vectors)
-        return self.index.commit(name, fingerprint(spec), spec, keys, nbytes), nbytes
+        number = self.index.commit(name, fingerprint(spec), spec, keys, nbytes, owner=owner, moved=moved)
+        return number, nbytes
 
     def gather(self, wanted: NDArray[np.void], found: Locations, out: NDArray[Any]) -> None:
         """Copy the vectors of keys (n,) at their locations into ``out`` (n, dim), each checked against its key and its check.
 
-        Raises MissingVector when a location is none, or its shard was dropped since it was looked up.
+        A vector that was moved since its place was looked up is looked up once more. Raises MissingVector when it has no place.
         """
+        for rows, error in self._gather(wanted, found, out):
+            again = self.index.lookup(wanted[rows].tolist())
+            lost = int((again.shards < 0).sum())
+            if lost:
+                raise MissingVector(
+                    f"{lost} vectors are no longer in the store at {self.root}. Build their data set again to encode them."
+                )
+            moved = (again.shards != found.shards[rows]) | (again.rows != found.rows[rows])
+            if error is not None and not moved.any():
+                raise error
+            part = np.empty((len(rows), out.shape[1]), out.dtype)
+            for _, failed in self._gather(wanted[rows], again, part):
+                raise failed or MissingVector(
+                    f"Vectors were removed from the store at {self.root} while they were read. Run again."
+                )
+            out[rows] = part
+
+    def _gather(
+        self, wanted: NDArray[np.void], found: Locations, out: NDArray[Any]
+    ) -> list[tuple[NDArray[np.int64], DamageError | None]]:
+        """Copy what can be had; returns the positions of the rest, shard by shard, with the error where there is one."""
         order = np.argsort(found.shards, kind="stable")
         numbers, starts = np.unique(found.shards[order], return_index=True)
         names = self.index.names(number for number in numbers.tolist() if number >= 0)
+        failed: list[tuple[NDArray[np.int64], DamageError | None]] = []
         for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]) if len(order) else [], strict=True):
             if number not in names:
-                raise MissingVector(
-                    f"{len(rows)} vectors are no longer in the store at {self.root}. Build their data set again to encode them."
-                )
-            out[rows] = self._shard(names[number]).take(found.rows[rows], wanted[rows])
+                failed.append((rows, None))
+                continue
+            try:
+                out[rows] = self._shard(names[number]).take(found.rows[rows], wanted[rows])
+            except DamageError as error:
+                failed.append((rows, error))
+        return failed
 
     def embed(self, texts: Iterable[str], encoder: EncoderLike) -> NDArray[Any]:
         """Vectors (len(texts), dim) of the texts, in their order; what the store lacks is encoded and kept.
@@ -141,13 +177,13 @@ class Store:
         wanted = keys(fingerprint(opened.spec), payloads)
         lacking = set(self.missing([key for key in wanted if key is not None]))
         if lacking:
-            with self.writing():
-                fill = self.fill(opened)
+            with self.writing(), self.fill(opened) as fill:
                 for key, payload in zip(wanted, payloads, strict=True):
                     if key in lacking:
                         lacking.discard(key)
                         fill.add(key, payload)
                 fill.flush()
+                fill.settle()
             for at, key in enumerate(wanted):
                 if key in fill.refused:
                     raise DataError(f"Text {at} cannot be stored: {fill.refused[key]}.")
@@ -158,10 +194,12 @@ class Store:
     def fill(self, encoder: Encoder, limits: Limits | None = None, tick: Callable[[], None] | None = None) -> Fill:
         """A Fill that puts what ``encoder`` encodes into this store. Only inside ``writing``."""
 
-        def put(names: Sequence[Key], vectors: NDArray[Any]) -> tuple[int, int]:
-            return self.put(encoder.spec, names, vectors)
+        held = Claims(self.root, self.index)
 
-        return Fill(encoder, shard.stored_dtype(encoder.spec), put, limits or Limits(), tick)
+        def put(names: Sequence[Key], vectors: NDArray[Any]) -> tuple[int, int]:
+            return self.put(encoder.spec, names, vectors, owner=held.owner)
+
+        return Fill(encoder, shard.stored_dtype(encoder.spec), put, held, limits or Limits(), tick)
 
     # -- manifests -------------------------------------------------------------------------------------------------
 
@@ -301,60 +339,62 @@ class Store:
 
         Raises StoreNotWritable in a store opened for reading, StoreLocked while somebody holds the store for himself.
         """
+        self._require_writable()
+        with locks.held(self.root, "builders", exclusive=False, timeout=header.LOCK_SECONDS) as lock:
+            if locks.alone(lock):
+                self._sweep()
+            locks.share(lock)
+            if not self._reconciled:
+                reconcile.reconcile(self.root, self.index)
+                self._reconciled = True
+            yield
+
+    @contextmanager
+    def alone(
+        self,
+        wait: float = header.LOCK_SECONDS,
+        tell: Callable[[str], None] | None = None,
+        *,
+        mend: bool = True,
+    ) -> Iterator[None]:
+        """Hold the exclusive lock of writers for the body: nobody builds, while readers go on. Not inside ``writing``.
+
+        Mends what killed writers left, as ``writing`` does, unless ``mend`` is false. ``tell`` is called if this has to wait.
+        Raises StoreNotWritable in a store opened for reading, StoreLocked when a writer is still there after ``wait`` seconds.
+        """
+        self._require_writable()
+        with locks.held(self.root, "builders", exclusive=True, timeout=wait, tell=tell):
+            self._sweep()
+            if mend:
+                reconcile.reconcile(self.root, self.index)
+            yield
+
+    def settled(self) -> bool:
+        """Whether the index agrees with the shards on disk, so that a writer has nothing to mend."""
+        return reconcile.disagreement(self.root, self.index) == ([], [])
+
+    def rebuild_index(self) -> int:
+        """Fill a new index from the shards, which must be sound, and put it in the place of the old; returns the rows indexed.
+
+        Only inside ``alone``. Nothing of the old index is left, nor what it remembered.
+        """
+        return reconcile.rebuild(self.root, self.index)
+
+    def release(self) -> None:
+        """Give up the shards that this store has mapped; ``gather`` maps again what it needs."""
+        self._mapped.clear()
+
+    def _require_writable(self) -> None:
         if self.readonly:
             raise StoreNotWritable(
                 f"The store at {self.root} is open for reading only, and this must write to it. "
                 "Open it for writing, as a user who may."
             )
-        with locks.held(self.root, "builders", exclusive=False, timeout=header.LOCK_SECONDS) as lock:
-            if locks.alone(lock):
-                files.sweep_temporary(self.root)
-            locks.share(lock)
-            if not self._reconciled:
-                self.reconcile()
-                self._reconciled = True
-            yield
 
-    def reconcile(self) -> int:
-        """Make the index agree with the shards on disk; returns how many shards were indexed."""
-        gone, unindexed = self._disagreement()
-        if gone:
-            entries = self.index.shards()
-            affected = {entries[number].fingerprint for number in gone}
-            self.index.drop(gone)
-            for number, entry in entries.items():
-                if number not in gone and entry.fingerprint in affected:
-                    self.index.restore(number, self._shard(entry.name).keys.tolist())
-        for name in unindexed:
-            if not shard.sound(self.root, name):
-                raise DamageError(
-                    f"Shard {name} in {self.root} was damaged on disk before it was indexed. "
-                    "Move the file out of the folder shards and build again to encode its rows anew."
-                )
-            shard.make_durable(self.root, name)  # its writer may have died before it was
-            found = shard.open_shard(self.root, name)
-            self.index.commit(name, found.fingerprint, found.spec, found.keys.tolist(), found.nbytes)
-        return len(unindexed)
-
-    def settled(self) -> bool:
-        """Whether the index agrees with the shards on disk, so that there is nothing to reconcile."""
-        return self._disagreement() == ([], [])
-
-    def _disagreement(self) -> tuple[list[int], list[str]]:
-        """Numbers of indexed shards that are gone, and names of shards that are not indexed.
-
-        Raises DamageError for an indexed shard that has another size than when it was written.
-        """
-        indexed = {entry.name: entry for entry in self.index.shards().values()}
-        on_disk = files.content_sizes(self.root, shard.FOLDER, shard.SUFFIX)
-        for name, size in on_disk.items():
-            if name in indexed and size != indexed[name].nbytes:
-                raise DamageError(
-                    f"Shard {name} in {self.root} has {size} bytes instead of {indexed[name].nbytes}. "
-                    "Move the file out of the folder shards and build again to encode its rows anew."
-                )
-        gone = [entry.number for name, entry in indexed.items() if name not in on_disk]
-        return gone, sorted(on_disk.keys() - indexed.keys())
+    def _sweep(self) -> None:
+        """Only safe while nobody else writes."""
+        files.sweep_temporary(self.root)
+        claims.sweep(self.root, self.index)
 
     def _shard(self, name: str) -> shard.Shard:
         mapped = self._mapped.pop(name, None) or shard.open_shard(self.root, name)

@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachestore.encoders.hashing import HashingEncoder
-from cachestore.encoders.spec import HashingSettings, Settings, TextSettings, parse_settings, resolve
+from cachestore.encoders.imported import ImportedEncoder, name
+from cachestore.encoders.spec import (
+    AnySettings,
+    HashingSettings,
+    ImportedSettings,
+    Settings,
+    TextSettings,
+    parse_settings,
+    resolve,
+)
 from cachestore.errors import ConfigError
 from cachestore.keys import Fingerprint, Json
 
@@ -24,6 +33,8 @@ __all__ = [
     "Encoder",
     "EncoderLike",
     "HashingSettings",
+    "ImportedEncoder",
+    "ImportedSettings",
     "Settings",
     "TextSettings",
     "label",
@@ -49,7 +60,7 @@ class Encoder(Protocol):
         """(len(payloads), dim) vectors in the order given; a vector depends on its own payload alone."""
 
 
-EncoderLike: TypeAlias = str | Mapping[str, Any] | HashingSettings | TextSettings | Encoder
+EncoderLike: TypeAlias = str | Mapping[str, Any] | AnySettings | Encoder
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,9 @@ def open_encoder(
     if isinstance(settings, HashingSettings):
         spec = resolve(settings, digest=digest, known=known).spec
         return HashingEncoder(spec, settings.dim, settings.ngram_range, settings.lowercase, settings.normalize)
+    if isinstance(settings, ImportedSettings):
+        resolved = resolve(settings, digest=digest, known=known)
+        return ImportedEncoder(resolved.spec, resolved.dim)
     if isinstance(settings, TextSettings):
         resolved = resolve(settings, digest=digest, known=known)
         return _TextEncoder(resolved.spec, resolved.dim, resolved.directory)
@@ -107,4 +121,6 @@ def label(spec: Mapping[str, Json]) -> str:
         parts = ["text", spec["model_type"], spec["reduce_output"], spec["max_sequence_length"]]
         parts += ["normalized"] if spec["normalize"] else []
         return " ".join(map(str, parts)) + f" {spec['precision']}→{spec['dtype']}"
+    if spec.get("kind") == "imported":
+        return f"imported {name(spec)} {spec['dim']}→{spec['dtype']}"
     return " ".join(str(part) for part in (spec.get("kind", "custom"), spec.get("dim")) if part is not None)

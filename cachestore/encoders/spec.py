@@ -14,9 +14,9 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from cachestore.encoders import locate, model_files, precision
+from cachestore.encoders import imported, locate, model_files, precision
 from cachestore.encoders.model_files import ModelFiles
-from cachestore.errors import ConfigError, EncoderError, nearest
+from cachestore.errors import ConfigError, EncoderError, UsageError, nearest
 from cachestore.keys import Fingerprint, Json
 
 # Raised whenever our own preparation of a text (cutting, lowering, pooling) changes what a vector is.
@@ -40,7 +40,7 @@ HUB_IDS: Final[Mapping[str, str]] = {
     "xlmroberta": "FacebookAI/xlm-roberta-base",
     "xlnet": "xlnet-base-cased",
 }
-TYPES: Final = ("hashing", "minilm", "auto_transformer", *HUB_IDS)
+TYPES: Final = ("hashing", "minilm", "auto_transformer", *HUB_IDS, "imported")
 POOLINGS: Final = ("mean", "sum", "max", "cls_pooled", "last")
 
 _LUDWIG_ONLY_TYPES: Final = (
@@ -110,7 +110,33 @@ class TextSettings(BaseModel):
         return self
 
 
-Settings: TypeAlias = Annotated[HashingSettings | TextSettings, Field(discriminator="type")]
+class ImportedSettings(BaseModel):
+    """Vectors that were imported. ``spec`` is what their owner declared, as a mapping or as the path of a YAML file that is read here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    type: Literal["imported"] = "imported"
+    spec: dict[str, Any]
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _declared(cls, value: object) -> object:
+        # here and not when it is opened, so that a run holds the words and not the path of a file that may change
+        try:
+            content = imported.read_declared(Path(value).expanduser()) if isinstance(value, str) else value
+            if not isinstance(content, Mapping):
+                raise ConfigError("must be the path of a YAML file, or the mapping that it would hold")
+            imported.declare(content)
+        except (ConfigError, UsageError) as error:
+            raise ValueError(str(error)) from None
+        return dict(content)
+
+
+AnySettings: TypeAlias = HashingSettings | TextSettings | ImportedSettings
+Settings: TypeAlias = Annotated[AnySettings, Field(discriminator="type")]
+
+
+_CLASSES: Final[Mapping[str, type[AnySettings]]] = {"hashing": HashingSettings, "imported": ImportedSettings}
 
 
 @dataclass(frozen=True)
@@ -122,7 +148,7 @@ class Resolved:
     directory: Path = Path()
 
 
-def parse_settings(value: str | Mapping[str, Any]) -> HashingSettings | TextSettings:
+def parse_settings(value: str | Mapping[str, Any]) -> AnySettings:
     """Settings from a mapping as written in a config; a bare string is a type. Raises ConfigError with all faults."""
     if isinstance(value, str):
         value = {"type": value}
@@ -131,7 +157,7 @@ def parse_settings(value: str | Mapping[str, Any]) -> HashingSettings | TextSett
     kind = value.get("type")
     if not isinstance(kind, str) or kind not in TYPES:
         raise ConfigError(_wrong_type(kind))
-    settings: type[HashingSettings] | type[TextSettings] = HashingSettings if kind == "hashing" else TextSettings
+    settings: type[AnySettings] = _CLASSES.get(kind, TextSettings)
     try:
         return settings.model_validate(dict(value))
     except ValidationError as error:
@@ -139,7 +165,7 @@ def parse_settings(value: str | Mapping[str, Any]) -> HashingSettings | TextSett
 
 
 def resolve(
-    settings: HashingSettings | TextSettings,
+    settings: AnySettings,
     *,
     digest: Callable[[Path], str],
     known: Callable[[Fingerprint], bool],
@@ -151,6 +177,9 @@ def resolve(
     """
     if isinstance(settings, HashingSettings):
         return Resolved(_hashing_spec(settings), settings.dim)
+    if isinstance(settings, ImportedSettings):
+        spec = imported.declare(settings.spec)
+        return Resolved(spec, settings.spec["dim"])
     files = model_files.read(_directory(settings), digest)
     spec = _text_spec(settings, files)
     dim = model_files.dim(files)

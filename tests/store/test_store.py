@@ -250,7 +250,7 @@ def test_writers_wait_for_who_holds_the_store_alone(tmp_path, monkeypatch):
     with open_store(tmp_path / "store") as store:
         with (
             locks.held(store.root, "builders", exclusive=True, timeout=0),
-            pytest.raises(StoreLocked, match="another process"),
+            pytest.raises(StoreLocked, match="in use by this process itself"),
         ):
             store.embed(["a"], CountingEncoder())
         store.embed(["a"], CountingEncoder())

@@ -1,0 +1,89 @@
+"""Claims: which keys a writer is about to encode, so that no other writer encodes them as well.
+
+A claim is a row of the index and is worth something only while its owner lives: the owner holds a lock file of its own, which
+the kernel releases when the process dies, however it dies. So nothing expires by a clock, and nothing need be cleaned up.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cachestore import files, locks
+from cachestore.index import OWNER_SIZE, Index
+from cachestore.keys import Key
+
+_PREFIX = "claims-"
+
+
+class Taken(NamedTuple):
+    """What became of keys that were asked for: ours to encode, stored by now, and those another writer has, by its id."""
+
+    mine: set[Key]
+    stored: set[Key]
+    others: Mapping[Key, bytes]
+
+
+class Claims:
+    """The claims of one writer. A context manager: leaving it gives all of them up."""
+
+    def __init__(self, root: Path, index: Index) -> None:
+        self.owner = uuid.uuid4().bytes
+        assert len(self.owner) == OWNER_SIZE
+        self._root = root
+        self._index = index
+        self._lock = -1
+
+    def take(self, keys: Sequence[Key], *, force: bool = False) -> Taken:
+        """Claim those of ``keys`` that are neither stored nor claimed by a living writer; with ``force`` also the latter."""
+        if self._lock < 0:
+            self._lock = files.hold_new_lock(self._root, _path(self._root, self.owner))
+        living: dict[bytes, bool] = {}
+
+        def lives(owner: bytes) -> bool:
+            if owner not in living:
+                living[owner] = not force and self.lives(owner)
+            return living[owner]
+
+        return Taken(*self._index.claim(self.owner, keys, lives))
+
+    def lives(self, owner: bytes) -> bool:
+        """Whether the writer of that id still runs."""
+        return locks.lives(_path(self._root, owner))
+
+    def stored(self, keys: Sequence[Key]) -> bool:
+        """Whether any of these keys is stored by now."""
+        return bool((self._index.lookup(keys).shards >= 0).any())
+
+    def version(self) -> int:
+        """A number that grows with every change of the index."""
+        return self._index.version()
+
+    def release(self) -> None:
+        """Give up all claims."""
+        if self._lock >= 0:
+            self._index.release(self.owner)
+
+    def close(self) -> None:
+        """Give up all claims and the lock; a later ``take`` begins anew."""
+        if self._lock >= 0:
+            try:
+                self.release()
+                files.remove(_path(self._root, self.owner))
+            finally:
+                os.close(self._lock)
+                self._lock = -1
+
+
+def sweep(root: Path, index: Index) -> None:
+    """Forget the claims of all writers; only safe while there are none."""
+    index.release(b"")
+    for entry in (root / "locks").glob(f"{_PREFIX}*"):
+        files.remove(entry)
+
+
+def _path(root: Path, owner: bytes) -> Path:
+    return root / "locks" / f"{_PREFIX}{owner.hex()}"
