@@ -29,7 +29,12 @@ SUFFIX = ".arrow"
 FORMAT = 1
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 _MEND = "Run `cachestore repair`: it keeps the sound rows and tells what to build again."
-_CANNOT_SEND = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOTSOCK}  # systems where a file is sent to sockets only
+_CANNOT_SEND = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.ENOTSOCK,
+}  # systems where a file is sent to sockets only
 _BLOCK = 256 << 10  # bytes of rows at a time: what is checked stays in the processor's cache
 
 
@@ -65,8 +70,7 @@ class Shard:
         bad = np.flatnonzero(_checks(expected, vectors) != self.checks[rows])
         if len(bad):
             raise DamageError(
-                f"Row {int(rows[bad[0]])} of shard {self.name} fails its check: the file was damaged on disk. "
-                f"{_MEND}"
+                f"Row {int(rows[bad[0]])} of shard {self.name} fails its check: the file was damaged on disk. {_MEND}"
             )
         return vectors
 
@@ -98,7 +102,68 @@ class Faults:
     infinite: NDArray[np.int64]
     zero: NDArray[np.int64]
 
-    def digest(root: Path, name: str) -> str:
+    def sound(self, rows: int) -> NDArray[np.int64]:
+        """The rows of ``rows`` whose check is right and whose vector is finite."""
+        return np.setdiff1d(np.arange(rows), np.concatenate([self.wrong, self.infinite]))
+
+
+def stored_dtype(spec: Mapping[str, Json]) -> np.dtype[Any]:
+    """The NumPy dtype in which vectors of a spec are stored, little-endian."""
+    return DTYPES[str(spec["dtype"])]
+
+
+def write(root: Path, spec: Mapping[str, Json], keys: Sequence[Key], vectors: NDArray[Any]) -> tuple[str, int]:
+    """Write ``vectors`` (len(keys), dim), of the spec's stored dtype, as one shard; returns its name and size in bytes."""
+    rows, dim = vectors.shape
+    dtype = stored_dtype(spec)
+    if rows != len(keys) or vectors.dtype != dtype:
+        raise ValueError(
+            f"{len(keys)} keys of dtype {dtype} cannot name vectors of shape {vectors.shape} and dtype {vectors.dtype}"
+        )
+    key_column = np.frombuffer(b"".join(keys), f"V{SIZE}")
+    contiguous = np.ascontiguousarray(vectors)
+    schema = _schema(spec, dim)
+    # from buffers: pa.array would import pandas where it is installed, 0.3 s
+    values = pa.Array.from_buffers(schema.field("vector").type.value_type, rows * dim, [None, pa.py_buffer(contiguous)])
+    columns = [
+        pa.Array.from_buffers(pa.binary(SIZE), rows, [None, pa.py_buffer(key_column)]),
+        pa.Array.from_buffers(schema.field("vector").type, rows, [None], children=[values]),
+        pa.Array.from_buffers(pa.uint64(), rows, [None, pa.py_buffer(_checks(key_column, contiguous))]),
+    ]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
+    data = memoryview(sink.getvalue())
+    return files.write_once(root, FOLDER, data, SUFFIX), data.nbytes
+
+
+def open_shard(root: Path, name: str) -> Shard:
+    """Map a shard. Raises DamageError when it is missing or torn, StoreFormatError when a newer version wrote it."""
+    path = files.content_path(root, FOLDER, name, SUFFIX)
+    try:
+        data = files.map_file(path)
+        reader = pa.ipc.open_file(pa.py_buffer(data))
+        metadata = reader.schema.metadata or {}
+        _check_format(metadata, path)
+        spec = json.loads(metadata[b"cachestore.spec"])
+        dim = reader.schema.field("vector").type.list_size
+        if reader.schema != _schema(spec, dim) or reader.num_record_batches != 1:
+            raise ValueError("its columns are not those of a shard")
+        if metadata[b"cachestore.fingerprint"].decode() != fingerprint(spec).hex():
+            raise ValueError("its fingerprint is not that of its spec")
+        return _view(name, spec, dim, reader.get_batch(0), data.nbytes)
+    except FileNotFoundError:
+        raise DamageError(f"Shard {path} is gone. {_MEND}") from None
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DamageError(f"Shard {path} cannot be read ({error}). {_MEND}") from error
+
+
+def make_durable(root: Path, name: str) -> None:
+    """Sync a shard that another process published, and the folders that lead to it."""
+    files.make_durable(files.content_path(root, FOLDER, name, SUFFIX))
+
+
+def digest(root: Path, name: str) -> str:
     """SHA-256 of a shard's bytes in hexadecimal, which is its name if it is undamaged. Gives up the GIL meanwhile.
 
     Raises FileNotFoundError, DamageError for a file that the disk cannot read.
@@ -119,15 +184,18 @@ def sound(root: Path, name: str) -> bool:
 
 def _touch(path: Path, nbytes: int) -> None:
     """Have the system read a file: what the disk cannot read is an error here, and would end the process in a mapping."""
-    with path.open("rb", buffering=0) as file, open(os.devnull, "wb", buffering=0) as nowhere:
-        try:
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        with path.open("rb", buffering=0) as file:
             at = 0
-            while at < nbytes and (sent := os.sendfile(nowhere.fileno(), file.fileno(), at, nbytes - at)):
+            while at < nbytes and (sent := os.sendfile(nowhere, file.fileno(), at, nbytes - at)):
                 at += sent  # no byte is copied
-        except OSError as error:
-            if error.errno not in _CANNOT_SEND:
-                raise DamageError(f"Shard {path} cannot be read from the disk ({error.strerror}). {_MEND}") from error
+    except OSError as error:
+        if error.errno in _CANNOT_SEND:
             return
+        raise DamageError(f"Shard {path} cannot be read from the disk ({error.strerror}). {_MEND}") from error
+    finally:
+        os.close(nowhere)
     if at < nbytes:
         raise DamageError(f"Shard {path} was cut short while it was read. {_MEND}")
 
