@@ -262,4 +262,6 @@ def _fault(fault: Any, settings: type[BaseModel]) -> str:
         return f"{path}: unknown key{nearest(key, settings.model_fields)}"
     if fault["type"] == "value_error":
         return f"{path}: {fault['ctx']['error']}"
+    if fault["type"] == "missing":
+        return f"{path}: is required"
     return f"{path}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"

@@ -210,7 +210,9 @@ def test_types_have_a_default_hub_id(model: Path, hub_cache: Path) -> None:
     bert = open_encoder({"type": "bert", "precision": "float32"})
     assert keys.fingerprint(bert.spec) == fingerprint(model)
     assert (
-        set(spec.HUB_IDS) < set(spec.TYPES) == set(TextSettings.model_fields["type"].annotation.__args__) | {"hashing"}
+        set(spec.HUB_IDS)
+        < set(spec.TYPES)
+        == set(TextSettings.model_fields["type"].annotation.__args__) | {"hashing", "imported"}
     )
 
 
