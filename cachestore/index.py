@@ -116,6 +116,8 @@ class Index:
                 _release(txn, dbs, owner)
             known = txn.get(digest, db=dbs[b"numbers"])
             if known is not None:
+                if moved:
+                    _place(txn, dbs, int(_NUMBER.unpack(known)[0]), keys, rows, overwrite=True)
                 return int(_NUMBER.unpack(known)[0])
             number = int(_NUMBER.unpack(txn.get(b"next-shard", _NUMBER.pack(0), db=dbs[b"meta"]))[0])
             txn.put(b"next-shard", _NUMBER.pack(number + 1), db=dbs[b"meta"])

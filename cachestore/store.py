@@ -356,18 +356,19 @@ class Store:
         tell: Callable[[str], None] | None = None,
         *,
         mend: bool = True,
-    ) -> Iterator[None]:
+    ) -> Iterator[int]:
         """Hold the exclusive lock of writers for the body: nobody builds, while readers go on. Not inside ``writing``.
 
+        Yields how many temporary files and folders it deleted.
         Mends what killed writers left, as ``writing`` does, unless ``mend`` is false. ``tell`` is called if this has to wait.
         Raises StoreNotWritable in a store opened for reading, StoreLocked when a writer is still there after ``wait`` seconds.
         """
         self._require_writable()
         with locks.held(self.root, "builders", exclusive=True, timeout=wait, tell=tell):
-            self._sweep()
+            swept = self._sweep()
             if mend:
                 reconcile.reconcile(self.root, self.index)
-            yield
+            yield swept
 
     def settled(self) -> bool:
         """Whether the index agrees with the shards on disk, so that a writer has nothing to mend."""
@@ -391,10 +392,10 @@ class Store:
                 "Open it for writing, as a user who may."
             )
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> int:
         """Only safe while nobody else writes."""
-        files.sweep_temporary(self.root)
         claims.sweep(self.root, self.index)
+        return files.sweep_temporary(self.root)
 
     def _shard(self, name: str) -> shard.Shard:
         mapped = self._mapped.pop(name, None) or shard.open_shard(self.root, name)
