@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import claims, encoders, files, header, locks, manifest, reconcile, references, shard
+from cachestore import claims, encoders, files, filesystem, header, locks, manifest, reconcile, references, shard
 from cachestore.claims import Claims
 from cachestore.encoders import Encoder, EncoderLike
 from cachestore.environment import looks_torn
@@ -84,6 +84,8 @@ class Store:
         if not self.readonly:
             header.create(root)
         header.check(root)
+        if not self.readonly:
+            filesystem.check(root)
         self.index = self._open_index()
 
     def __enter__(self) -> Self:
