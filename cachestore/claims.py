@@ -10,7 +10,8 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 from cachestore import files, locks
 from cachestore.index import OWNER_SIZE, Index
@@ -36,6 +37,14 @@ class Claims:
         self._root = root
         self._index = index
         self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def take(self, keys: Sequence[Key], *, force: bool = False) -> Taken:
         """Claim those of ``keys`` that are neither stored nor claimed by a living writer; with ``force`` also the latter."""
