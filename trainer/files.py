@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
-from uuid import uuid4
 
-from cachestore.errors import UsageError
+from cachestore.outside import beside, sync, unwritable, written
+
+__all__ = ["beside", "swap", "sync", "unwritable", "write"]
 
 
 def write(path: Path, data: bytes) -> None:
@@ -15,30 +15,8 @@ def write(path: Path, data: bytes) -> None:
 
     Raises UsageError when that fails; a file that was there before is then as it was.
     """
-    temporary = None
-    try:
-        place = path.resolve()  # a link stays one
-        temporary = beside(place, "part")
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-def sync(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with written(path) as file:
+        file.write(data)
 
 
 def swap(place: Path, new: Path) -> Path:
@@ -55,13 +33,3 @@ def swap(place: Path, new: Path) -> Path:
             os.rename(aside, place)
         raise
     return aside
-
-
-def beside(path: Path, what: str) -> Path:
-    """A new hidden name in the same folder, and so on the same file system."""
-    return path.with_name(f".{path.name}.{what}-{uuid4().hex[:8]}")
-
-
-def unwritable(path: Path, error: OSError) -> UsageError:
-    """The error for a path that the operating system lets nobody write."""
-    return UsageError(f"{path} cannot be written ({error.strerror or error}). Name another place with --output.")
