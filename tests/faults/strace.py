@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from tests.faults.warm import Child, wait_until
 WRITES = ("write", "pwrite64", "writev", "pwritev")
 SYNCS = ("fsync", "fdatasync", "msync")
 RENAMES = ("rename", "renameat2", "unlink")
+CALLED = {"write", "pwrite64", "fsync", "fdatasync", "rename"}
+"""What every build calls."""
 
 
 @functools.cache
@@ -37,16 +39,20 @@ def refusal() -> str | None:
 
 
 @contextmanager
-def injecting(child: Child, call: str, what: str) -> Iterator[None]:
-    """Inject ``what`` (``error=EIO:when=3``) into a system call of a child started with ``gate``, and let it go."""
+def injecting(child: Child, call: str, what: str) -> Iterator[Callable[[], bool]]:
+    """Inject ``what`` (``error=EIO:when=3``) into a system call of a child started with ``gate``, and let it go.
+
+    Yields a function that tells, when the body is done, whether the child made that many calls.
+    """
+    trace = child.report.with_suffix(".trace")
     tracer = subprocess.Popen(
-        f"strace -f -qq -o /dev/null -e trace={call} -e inject={call}:{what} -p {child.pid}".split(),
+        f"strace -f -qq -o {trace} -e trace={call} -e inject={call}:{what} -p {child.pid}".split(),
         stderr=subprocess.PIPE,
     )
     try:
         wait_until(lambda: _traced(child.pid) or tracer.poll() is not None, "strace to attach")
         child.go()
-        yield
+        yield lambda: b"INJECTED" in trace.read_bytes() or b"killed by" in trace.read_bytes()
     finally:
         with_child = time.monotonic() + 5  # it ends with the process that it traces
         while tracer.poll() is None and time.monotonic() < with_child:

@@ -1,0 +1,127 @@
+"""What is asked of a damaged store, each by a process of its own that ``tests.faults.warm`` forks: it may die of it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachestore import open_store, references
+from cachestore.build import run
+from cachestore.errors import CachestoreError, DamageError, StoreError
+from cachestore.fill import Limits
+from cachestore.index import Locations
+from cachestore.keys import Key, fingerprint, keys
+from cachestore.shard import stored_dtype
+from cachestore.store import Store
+from tests.store.counting import CountingEncoder
+
+ROWS, FIRST_ROWS, SHARD_ROWS = 90, 60, 25
+LIMITS = Limits(shard_rows=SHARD_ROWS, window_rows=SHARD_ROWS)
+COLUMNS = ("text", "title")
+
+
+def encoders() -> dict[str, CountingEncoder]:
+    """One encoder for each column; the second has vectors of twice the size."""
+    return {"text": CountingEncoder(), "title": CountingEncoder("float32", salt=1)}
+
+
+def write_table(path: Path, rows: int) -> None:
+    """Rows of two columns: some cells repeat, two are missing."""
+    lines = [f"{'' if row in (7, 70) else f'text {row % 80}'},title {row % 45}" for row in range(rows)]
+    path.write_text("\n".join(["text,title", *lines]) + "\n")
+
+
+def truths(folder: Path) -> dict[str, dict[Key, NDArray[Any]]]:
+    """By column, the vector that each key of the table stands for."""
+    cells = [line.split(",") for line in (folder / "table.csv").read_text().splitlines()[1:]]
+    found = {}
+    for at, (column, encoder) in enumerate(encoders().items()):
+        distinct = list(dict.fromkeys(row[at].encode() for row in cells if row[at]))
+        vectors = encoder.encode(distinct).astype(stored_dtype(encoder.spec))
+        found[column] = dict(zip(keys(fingerprint(encoder.spec), distinct), vectors, strict=True))
+    return found  # type: ignore[return-value]
+
+
+def make(folder: str) -> dict[str, Any]:
+    """A small store with a file of every class: two versions of a name, a tag and a pin."""
+    place = Path(folder)
+    place.mkdir(parents=True)
+    for rows in (FIRST_ROWS, ROWS):
+        write_table(place / "table.csv", rows)
+        with open_store(place / "store") as store:
+            built = run(store, place / "table.csv", encoders(), name="table", limits=LIMITS)
+            if rows == FIRST_ROWS:
+                created, head = "2026-01-01T00:00:00+00:00", built.manifest.id
+                references.write_tag(store.root, references.Tag("table", "first", 1, head, created))
+                references.write_pin(store.root, references.Pin("run-1", str(place / "run"), (head,), created))
+    return {"id": built.manifest.id, "encoded": built.counts.encoded}
+
+
+def read(folder: str, mode: Literal["r", "w"] = "r") -> dict[str, Any]:
+    """Ask for every vector one by one, then for every name: how many come, are refused by a typed error, missing or wrong.
+
+    A store that cannot be opened raises its typed error; any other exception fails the trial.
+    """
+    place = Path(folder)
+    facts: dict[str, Any] = {"served": 0, "refused": [], "missing": 0, "wrong": 0, "errors": [], "names": 0}
+    with warnings.catch_warnings(), open_store(place / "store", mode) as store:
+        warnings.simplefilter("ignore")
+        for column, truth in truths(place).items():
+            for key, vector in truth.items():
+                _ask(store, column, key, vector, facts)
+        for reference in ("table", "table@1", "table@first"):
+            for column in COLUMNS:
+                try:
+                    vectors, mask = store.vectors(reference, column)
+                except (DamageError, StoreError) as error:
+                    facts["errors"].append(f"{type(error).__name__}: {error}")
+                else:
+                    facts["names"] += 1
+                    facts["wrong"] += _wrong(vectors, mask, place, column)
+    return facts
+
+
+def _ask(store: Store, column: str, key: Key, vector: NDArray[Any], facts: dict[str, Any]) -> None:
+    out = np.zeros((1, len(vector)), vector.dtype)
+    try:
+        found = store.index.lookup([key])
+        if found.shards[0] < 0:
+            facts["missing"] += 1
+            return
+        store.gather(np.frombuffer(key, "V32"), Locations(found.shards, found.rows), out)
+    except CachestoreError as error:
+        facts["refused"].append(f"{type(error).__name__}: {error}")
+        return
+    same = out.tobytes() == vector.tobytes()
+    facts["served" if same else "wrong"] += 1
+
+
+def _wrong(vectors: NDArray[Any], mask: NDArray[np.bool_], place: Path, column: str) -> int:
+    """Rows of a column that are not what the table says."""
+    at = COLUMNS.index(column)
+    cells = [line.split(",")[at].encode() for line in (place / "table.csv").read_text().splitlines()[1:]][: len(mask)]
+    truth = encoders()[column].encode(cells).astype(vectors.dtype)
+    there = np.array([bool(cell) for cell in cells])
+    return int(((vectors.view(np.uint8) != truth.view(np.uint8)).any(axis=1) & there & mask).sum() + (mask != there).sum())
+
+
+def again(folder: str) -> dict[str, Any]:
+    """Build the same table again and read it whole: the id, what was encoded, and what is not as it should be."""
+    place = Path(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_store(place / "store") as store:
+            used = encoders()
+            built = run(store, place / "table.csv", used, name="table", limits=LIMITS)
+            wrong = sum(_wrong(*store.vectors(built.manifest, column), place, column) for column in COLUMNS)
+    return {"id": built.manifest.id, "encoded": sum(len(encoder.seen) for encoder in used.values()), "wrong": wrong}
+
+
+def verified(folder: str) -> dict[str, Any]:
+    """What ``verify`` finds in a store when it reads everything."""
+    findings = verify.verify(Path(folder) / "store", read_data=True)
+    return {"findings": [str(finding) for finding in findings]}
