@@ -1,0 +1,424 @@
+"""The plan of a collection: what of a store may go by some rules. Computing it changes nothing."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachestore import files, references, shard
+from cachestore import manifest as manifests
+from cachestore.errors import CachestoreError, DamageError, ManifestNotFound, UsageError
+from cachestore.index import ShardEntry
+from cachestore.manifest import Manifest
+from cachestore.marks import Table, places_by_chunk
+from cachestore.references import Pin
+from cachestore.store import Store
+
+DAY: Final = 86_400.0
+SPARSE: Final = 0.75  # a shard is rewritten when less of it than this is needed
+_CHECKED_ROWS: Final = 4096
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may go beyond leftovers; ages in seconds. Raises UsageError for a rule that makes no sense."""
+
+    grace: float = DAY
+    """how long the trash is kept"""
+    unreferenced_older_than: float | None = None
+    keep_last: int | None = None
+    max_bytes: int | None = None
+    repack: bool = False
+    drop_missing_runs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep_last is not None and self.keep_last < 1:
+            raise UsageError(
+                f"The newest version of a name always stays: keep the last 1 or more, not {self.keep_last}."
+            )
+        for value in (self.grace, self.unreferenced_older_than, self.max_bytes):
+            if value is not None and not 0 <= value < float("inf"):
+                raise UsageError(f"An age or a size cannot be {value}.")
+
+    @property
+    def vectors(self) -> bool:
+        """Whether vectors that nothing refers to may go."""
+        return self.unreferenced_older_than is not None or self.max_bytes is not None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file or folder of the store that goes, and the bytes in it."""
+
+    path: Path
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A shard of which only ``rows`` are needed."""
+
+    entry: ShardEntry
+    rows: NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a collection would do; made by ``plan_gc``."""
+
+    store: Store
+    rules: Rules
+    now: float
+    temporary: tuple[Item, ...] = ()
+    batches: tuple[Item, ...] = ()
+    """of the trash, those whose grace is over"""
+    kept_batches: tuple[Item, ...] = ()
+    damaged_indexes: tuple[Item, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    manifests: tuple[Item, ...] = ()
+    versions: tuple[str, ...] = ()
+    """those of names whose manifest goes"""
+    chunks: tuple[Item, ...] = ()
+    superseded: tuple[ShardEntry, ...] = ()
+    """every row of these is in another shard"""
+    unreferenced: tuple[ShardEntry, ...] = ()
+    """no row of these is needed"""
+    sparse: tuple[Sparse, ...] = ()
+    """to be rewritten"""
+    shards: int = 0
+    shard_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def to_delete(self) -> int:
+        """Bytes that go at once."""
+        return _sum((*self.temporary, *self.batches, *self.damaged_indexes))
+
+    @property
+    def to_trash(self) -> int:
+        """Bytes that go to the trash first."""
+        rewritten = [sparse.entry for sparse in self.sparse]
+        return _sum((*self.manifests, *self.chunks, *self.superseded, *self.unreferenced, *rewritten))
+
+    @property
+    def to_write(self) -> int:
+        """About how many bytes of rewritten shards there will be."""
+        return sum(_part(sparse.entry, len(sparse.rows)) for sparse in self.sparse)
+
+
+def plan_gc(store: Store, rules: Rules, now: float | None = None) -> Plan:
+    """What a collection by these rules would do at ``now`` (UTC seconds). Changes nothing; a store open for reading will do.
+
+    Raises DamageError when the rules ask what is needed, and something by which to tell cannot be read.
+    """
+    return _Planning(store, rules, time.time() if now is None else now).plan()
+
+
+def plan_leftovers(store: Store, rules: Rules, now: float) -> Plan:
+    """The part of a plan that needs no index: temporary files, trash whose grace is over, damaged indexes."""
+    batches = items(store.root / "trash")
+    over = tuple(batch for batch in batches if _batch_age(batch.path, now) >= rules.grace)
+    return Plan(
+        store,
+        rules,
+        now,
+        temporary=items(store.root / "tmp"),
+        batches=over,
+        kept_batches=tuple(batch for batch in batches if batch not in over),
+        damaged_indexes=items(store.root, "index.damaged-"),
+    )
+
+
+def shard_path(root: Path, name: str) -> Path:
+    """Where the shard of that name lies."""
+    return files.content_path(root, shard.FOLDER, name, shard.SUFFIX)
+
+
+def chunk_path(root: Path, identity: str) -> Path:
+    """Where the chunk of that id lies."""
+    return files.content_path(root, "chunks", identity, ".arrow")
+
+
+def items(folder: Path, prefix: str = "") -> tuple[Item, ...]:
+    """What lies in a folder, by name, each with all its bytes."""
+    try:
+        found = sorted(entry.path for entry in os.scandir(folder) if entry.name.startswith(prefix))
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return tuple(Item(Path(path), _size(path)) for path in found)
+
+
+class _Planning:
+    """One plan on its way."""
+
+    def __init__(self, store: Store, rules: Rules, now: float) -> None:
+        self.store, self.rules, self.now, self.root = store, rules, now, store.root
+        self.notes: list[str] = []
+        self.labels: dict[str, str] = {}
+        self.entries = store.index.shards()
+        self.numbers = max(self.entries, default=-1) + 1
+        self.table = Table(store.index)
+        self.held = np.bincount(self.table.shards, minlength=self.numbers)
+        self.superseded = [
+            entry for entry in self.entries.values() if not self.held[entry.number] and self.elsewhere(entry)
+        ]
+
+    def plan(self) -> Plan:
+        if quarantined := _sum(items(self.root / "quarantine")):
+            self.notes.append(
+                f"{self.root / 'quarantine'} holds {quarantined:,} bytes of damaged files, which gc leaves alone."
+            )
+        pins = [pin for pin in references.pins(self.root) if pin.missing()] if self.rules.drop_missing_runs else []
+        plan = replace(
+            plan_leftovers(self.store, self.rules, self.now),
+            pins=tuple(pins),
+            superseded=tuple(self.superseded),
+            shards=len(self.entries),
+            shard_bytes=_sum(self.entries.values()),
+        )
+        if self.rules.vectors or self.rules.keep_last is not None:
+            plan = self.with_references(plan)
+        elif self.rules.repack:
+            plan = self.with_shards(plan, self.table.marks())
+        return replace(plan, notes=tuple(self.notes))
+
+    def elsewhere(self, entry: ShardEntry) -> bool:
+        """Whether every row of a shard is indexed in another one, and passes its check there."""
+        try:
+            found = shard.open_shard(self.root, entry.name)
+            for at in range(0, len(found.keys), _CHECKED_ROWS):
+                wanted = found.keys[at : at + _CHECKED_ROWS]
+                places = self.store.index.lookup(wanted.tolist())
+                if (places.shards < 0).any() or (places.shards == entry.number).any():
+                    raise DamageError("Some of its rows are indexed nowhere.")
+                self.store.gather(wanted, places, np.empty((len(wanted), found.vectors.shape[1]), found.vectors.dtype))
+        except DamageError as error:
+            self.notes.append(
+                f"Shard {entry.name[:12]} has no row of its own, but stays: {error} Run: cachestore verify"
+            )
+            return False
+        return True
+
+    def with_references(self, plan: Plan) -> Plan:
+        """The plan with the manifests, chunks and vectors that no root needs."""
+        kept, aged = self.roots({pin.run for pin in plan.pins})
+        on_disk = set(manifests.all_manifests(self.root))
+        rest = on_disk - kept.keys() - aged.keys()
+        # a forget was cut short: the rows of these tell its second run what to forget
+        cut_short = rest & references.superseded(self.root).keys()
+        if cut_short:
+            self.notes.append(
+                "A forget was cut short. Run it again; until then the manifests that it replaces are kept."
+            )
+        going, unnamed = set(aged), rest - cut_short
+        if self.rules.vectors:
+            going |= {identity for identity in unnamed if self.expired(manifests.manifest_path(self.root, identity))}
+            unneeded, uses = self.unneeded(kept, unnamed - going)
+            going |= {identity for identity, places in uses.items() if unneeded[places].any()}
+            plan = self.with_shards(plan, unneeded)
+        elif self.rules.repack:
+            plan = self.with_shards(plan, self.table.marks())
+        staying = [*kept.values(), *self.readable((unnamed | cut_short) - going)]
+        return replace(
+            plan,
+            manifests=tuple(_item(manifests.manifest_path(self.root, identity)) for identity in sorted(going)),
+            versions=tuple(sorted(label for labels in aged.values() for label in labels)),
+            chunks=tuple(self.chunks(staying, self.readable(going))),
+        )
+
+    def roots(self, dropped: set[str]) -> tuple[dict[str, Manifest], dict[str, list[str]]]:
+        """Manifests that something keeps, and versions, by manifest, that --keep-last lets go. ``dropped`` are runs that keep nothing."""
+        found = [root for root in references.roots(self.root) if root.kind != "pin"]
+        newest: dict[str | None, int] = {}
+        for root in found:
+            newest[root.name] = max(newest.get(root.name, 0), root.version or 0)
+        wanted: dict[str, str] = {}
+        old: dict[str, list[str]] = {}
+        for root in found:
+            behind = newest[root.name] - (root.version or 0) if root.kind == "name" else 0
+            if behind and not manifests.manifest_path(self.root, root.manifest).exists():
+                continue  # collected before
+            if self.rules.keep_last is not None and behind >= self.rules.keep_last:
+                old.setdefault(root.manifest, []).append(root.label)
+            else:
+                wanted[root.manifest] = root.label
+        for pin in references.pins(self.root):
+            if pin.run not in dropped:
+                wanted.update(
+                    {references.follow(self.root, identity): f"the run {pin.path}" for identity in pin.manifests}
+                )
+        self.labels = wanted
+        kept = {identity: self.needed(identity) for identity in wanted}
+        return kept, {identity: labels for identity, labels in old.items() if identity not in kept}
+
+    def needed(self, identity: str) -> Manifest:
+        try:
+            return manifests.read_manifest(self.root, identity)
+        except (ManifestNotFound, DamageError) as error:
+            raise self.unknown(identity, error) from error
+
+    def unknown(self, identity: str, error: CachestoreError) -> DamageError:
+        return DamageError(f"What {self.labels[identity]} needs is not known, so only leftovers can go: {error}")
+
+    def unneeded(
+        self, kept: Mapping[str, Manifest], unnamed: Iterable[str]
+    ) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.int64]]]:
+        """The vectors (n,) that go; and for every other manifest, where those that it names and no root needs stand in the table."""
+        needed = self.table.marks()
+        seen: set[str] = set()
+        for manifest in kept.values():
+            try:
+                for identity, places in places_by_chunk(self.root, self.table, [manifest], seen):
+                    needed[places] = True
+                    seen.add(identity)
+            except DamageError as error:
+                raise self.unknown(manifest.id, error) from error
+        uses = self.uses(unnamed, needed)
+        unneeded = self.table.marks()
+        if self.rules.unreferenced_older_than is not None:
+            protected = needed.copy()
+            for places in uses.values():
+                protected[places] = True
+            unneeded = ~protected & self.of_shards(
+                number for number, entry in self.entries.items() if self.expired(shard_path(self.root, entry.name))
+            )
+        if self.rules.max_bytes is not None:
+            unneeded |= ~needed & self.of_shards(self.evicted(needed, unneeded, uses, self.rules.max_bytes))
+        return unneeded, uses
+
+    def uses(self, unnamed: Iterable[str], needed: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
+        uses = {}
+        by_chunk: dict[str, NDArray[np.int64]] = {}
+        for manifest in self.readable(unnamed):
+            try:
+                by_chunk.update(
+                    (identity, places[~needed[places]])
+                    for identity, places in places_by_chunk(self.root, self.table, [manifest], by_chunk)
+                )
+            except DamageError as error:
+                self.notes.append(f"Nothing refers to manifest {manifest.id[:12]}, and it protects nothing: {error}")
+                continue
+            parts = [by_chunk[identity] for identity, _ in manifest.chunks]
+            uses[manifest.id] = np.concatenate([*parts, np.empty(0, np.int64)])
+        return uses
+
+    def evicted(
+        self, needed: NDArray[np.bool_], unneeded: NDArray[np.bool_], uses: Mapping[str, NDArray[np.int64]], limit: int
+    ) -> list[int]:
+        """Numbers of the shards, oldest first, whose rows that no root needs must go for the shards to be within the limit."""
+        used = {number: self.time(shard_path(self.root, entry.name)) for number, entry in self.entries.items()}
+        for identity, places in uses.items():
+            named = self.time(manifests.manifest_path(self.root, identity))
+            for number in np.unique(self.table.shards[places]).tolist():
+                used[number] = max(used[number], named)
+        rest, by_roots = self.table.counts(~unneeded, self.numbers), self.table.counts(needed, self.numbers)
+        sizes = {number: self.left(entry, int(rest[number])) for number, entry in self.entries.items()}
+        total = sum(sizes.values())
+        chosen: list[int] = []
+        for number in sorted(sizes, key=lambda number: (used[number], number)):
+            if total <= limit:
+                return chosen
+            saved = sizes[number] - self.left(self.entries[number], int(by_roots[number]))
+            if saved > 0:
+                chosen.append(number)
+                total -= saved
+        if total > limit:
+            full = sum(_part(entry, int(by_roots[number])) for number, entry in self.entries.items())
+            hint = (
+                ""
+                if self.rules.repack or full == total
+                else f" With --repack, about {total - full:,} bytes of them could go."
+            )
+            self.notes.append(
+                f"{total:,} bytes of shards stay, more than --max-bytes {limit:,}: names, tags and runs refer to rows in all of them.{hint}"
+            )
+        return chosen
+
+    def left(self, entry: ShardEntry, kept: int) -> int:
+        """About how many bytes of a shard are left of which so many indexed rows are kept."""
+        if entry in self.superseded or (not kept and self.held[entry.number]):
+            return 0
+        return _part(entry, kept) if self.rules.repack and 0 < kept < SPARSE * entry.rows else entry.nbytes
+
+    def with_shards(self, plan: Plan, unneeded: NDArray[np.bool_]) -> Plan:
+        """The plan with the shards that go, and those that are rewritten, when these vectors (n,) are not needed."""
+        kept = self.table.counts(~unneeded, self.numbers)
+        gone = [entry for number, entry in self.entries.items() if self.held[number] and not kept[number]]
+        sparse = [
+            Sparse(entry, self.table.rows[(self.table.shards == number) & ~unneeded])
+            for number, entry in self.entries.items()
+            if self.rules.repack and 0 < kept[number] < SPARSE * entry.rows
+        ]
+        return replace(plan, unreferenced=tuple(gone), sparse=tuple(sparse))
+
+    def chunks(self, staying: Iterable[Manifest], going: Iterable[Manifest]) -> Iterator[Item]:
+        """Chunks of manifests that go, and old ones of killed builds, unless a manifest that stays has them."""
+        needed = {identity for manifest in staying for identity, _ in manifest.chunks}
+        of_going = {identity for manifest in going for identity, _ in manifest.chunks}
+        for identity in sorted(manifests.all_chunks(self.root).keys() - needed):
+            path = chunk_path(self.root, identity)
+            if identity in of_going or self.expired(path):
+                yield _item(path)
+
+    def readable(self, identities: Iterable[str]) -> list[Manifest]:
+        found = []
+        for identity in sorted(identities):
+            try:
+                found.append(manifests.read_manifest(self.root, identity))
+            except (ManifestNotFound, DamageError) as error:
+                self.notes.append(f"Nothing refers to manifest {identity[:12]}, and it protects nothing: {error}")
+        return found
+
+    def of_shards(self, numbers: Iterable[int]) -> NDArray[np.bool_]:
+        """The vectors (n,) that lie in these shards."""
+        chosen = np.zeros(self.numbers, np.bool_)
+        chosen[list(numbers)] = True
+        marked: NDArray[np.bool_] = chosen[self.table.shards]
+        return marked
+
+    def expired(self, path: Path) -> bool:
+        """Whether a file is old enough for what nothing refers to."""
+        age = self.rules.unreferenced_older_than
+        return age is not None and self.now - self.time(path) >= age
+
+    def time(self, path: Path) -> float:
+        """When a file was written; one from the future is new."""
+        return min(path.stat().st_mtime, self.now)
+
+
+def _batch_age(path: Path, now: float) -> float:
+    """Seconds since a batch went to the trash; one from the future is new."""
+    seconds = path.name.partition("-")[0]
+    return max(0.0, now - (float(seconds) if seconds.isdecimal() else path.stat().st_mtime))
+
+
+def _part(entry: ShardEntry, rows: int) -> int:
+    """About how many bytes so many rows of a shard take."""
+    return entry.nbytes * rows // max(entry.rows, 1)
+
+
+def _item(path: Path) -> Item:
+    return Item(path, path.stat().st_size)
+
+
+def _sum(things: Iterable[Any]) -> int:
+    return sum(thing.nbytes for thing in things)
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, or of all files in a folder; 0 for what is gone meanwhile."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        total += sum(_size(os.path.join(folder, name)) for name in names)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return total
+    return total if os.path.isdir(path) else status.st_size

@@ -1,0 +1,101 @@
+"""What is needed of the vectors that a store holds: a table of all indexed keys, to mark those that manifests name.
+
+The table compares the first eight bytes of keys. Two keys that share them are marked together, so that a mark may keep a vector
+that nothing needs (two in 10⁹ keys do so with odds of 1 to 40), and never loses one that something needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachestore import manifest as manifests
+from cachestore.index import Index
+from cachestore.keys import SIZE
+from cachestore.manifest import PRESENT, Manifest
+
+_ROOM = 1 << 16
+
+
+@final
+class Table:
+    """All indexed keys in their order, 16 bytes each: ``prefixes`` (n,) uint64, ``shards`` (n,) int32, ``rows`` (n,) uint32."""
+
+    def __init__(self, index: Index) -> None:
+        self.prefixes = np.empty(0, np.uint64)
+        self.shards = np.empty(0, np.int32)
+        self.rows = np.empty(0, np.uint32)
+        size = 0
+        for keys, places in index.entries():
+            self._make_room(size + len(keys))
+            block = slice(size, size + len(keys))
+            self.prefixes[block] = prefixes(keys)
+            self.shards[block], self.rows[block] = places.shards, places.rows
+            size += len(keys)
+        self.prefixes, self.shards, self.rows = self.prefixes[:size], self.shards[:size], self.rows[:size]
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    def marks(self) -> NDArray[np.bool_]:
+        """Marks (n,), none set."""
+        return np.zeros(len(self), np.bool_)
+
+    def places(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
+        """Where keys (m,) stand in the table, in no order; those it does not have are left out."""
+        wanted = np.sort(prefixes(keys))
+        places = np.searchsorted(self.prefixes, wanted)
+        inside = places < len(self)
+        places, wanted = places[inside], wanted[inside]
+        found = places[self.prefixes[places] == wanted]
+        run = found
+        while len(run):  # the next one may share its prefix
+            run = run[run + 1 < len(self)] + 1
+            run = run[self.prefixes[run] == self.prefixes[run - 1]]
+            found = np.concatenate([found, run])
+        return found
+
+    def counts(self, chosen: NDArray[np.bool_], numbers: int) -> NDArray[np.int64]:
+        """How many of the chosen (n,) keys lie in each shard (numbers,)."""
+        counts: NDArray[np.int64] = np.bincount(self.shards[chosen], minlength=numbers)
+        return counts
+
+    def _make_room(self, size: int) -> None:
+        if size > len(self.prefixes):
+            room = max(_ROOM, size, len(self.prefixes) * 3 // 2)
+            # in place: a copy would need the memory twice
+            for column in (self.prefixes, self.shards, self.rows):
+                column.resize(room, refcheck=False)
+
+
+def prefixes(keys: NDArray[np.void]) -> NDArray[np.uint64]:
+    """The first eight bytes of keys (n,) as numbers (n,) that order as the keys do."""
+    return np.ascontiguousarray(keys).view(">u8")[:: SIZE // 8].astype(np.uint64)
+
+
+def chunk_keys(root: Path, manifest: Manifest, at: int) -> Iterator[tuple[str, NDArray[np.void], NDArray[np.uint8]]]:
+    """(column, keys (rows,), reasons (rows,)) of a manifest's chunk, column by column. Raises DamageError."""
+    part = Manifest(manifest.id, manifest.chunks[at][1], manifest.columns, manifest.chunks[at : at + 1])
+    for column in manifest.columns:
+        for keys, reasons in manifests.read_chunks(root, part, column.name):
+            yield column.name, keys, reasons
+
+
+def places_by_chunk(
+    root: Path, table: Table, wanted: Iterable[Manifest], known: Container[str] = ()
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """(chunk, places in the table of the keys it names) of the chunks of manifests, each once and leaving out the ``known``.
+
+    Raises DamageError for a chunk that cannot be read.
+    """
+    seen: set[str] = set()
+    for manifest in wanted:
+        for at, (identity, _) in enumerate(manifest.chunks):
+            if identity not in seen and identity not in known:
+                seen.add(identity)
+                found = [table.places(keys[reasons == PRESENT]) for _, keys, reasons in chunk_keys(root, manifest, at)]
+                yield identity, np.concatenate([*found, np.empty(0, np.int64)])
