@@ -107,7 +107,7 @@ def read_chunks(root: Path, manifest: Manifest, name: str) -> Iterator[tuple[NDA
     names = [column.name for column in manifest.columns]
     at = names.index(manifest.column(name).name)
     for identity, rows in manifest.chunks:
-        keys, reasons = _read_chunk(root, identity, rows, names)
+        keys, reasons = read_chunk(root, identity, rows, names)
         yield keys[at], reasons[at]
 
 
@@ -199,7 +199,7 @@ def read_log(root: Path, name: str) -> list[Version]:
     try:
         if not lines:
             raise ValueError("it is empty")
-        return [_version(json.loads(line)) for line in lines]
+        return [parse_version(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         raise DamageError(
             f"The log {path} cannot be read ({error}). Restore it from a backup, or delete it and build again."
@@ -220,27 +220,40 @@ def append_version(root: Path, name: str, manifest: Manifest, created: str, prov
     return added
 
 
-def _version(line: Mapping[str, Any]) -> Version:
+def parse_version(line: Mapping[str, Any]) -> Version:
+    """A line of a log. Raises ValueError, KeyError or TypeError when it is none, StoreFormatError when a newer version wrote it."""
     if line["format"] > FORMAT:
         raise StoreFormatError(
             f"A log has format {line['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
         )
-    return Version(line["version"], line["manifest"], line["parent"], line["created"], line["provenance"])
+    found = Version(line["version"], line["manifest"], line["parent"], line["created"], line["provenance"])
+    ids = [found.manifest] if found.parent is None else [found.manifest, found.parent]
+    if not all(_ID.fullmatch(identity) for identity in ids) or type(found.version) is not int:
+        raise ValueError("a line names no manifest or no version")
+    if not isinstance(found.created, str) or not isinstance(found.provenance, dict):
+        raise ValueError("a line does not say where it is from")
+    return found
 
 
 def _parse(identity: str, data: bytes) -> Manifest:
-    content = json.loads(data)
-    if content["format"] > FORMAT:
-        raise StoreFormatError(
-            f"Manifest {identity} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
+    try:
+        content = json.loads(data)
+        if content["format"] > FORMAT:
+            raise StoreFormatError(
+                f"Manifest {identity} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
+            )
+        columns = tuple(
+            ManifestColumn(
+                column["name"], Fingerprint(bytes.fromhex(column["fingerprint"])), column["spec"], column["dim"]
+            )
+            for column in content["columns"]
         )
-    columns = tuple(
-        ManifestColumn(column["name"], Fingerprint(bytes.fromhex(column["fingerprint"])), column["spec"], column["dim"])
-        for column in content["columns"]
-    )
-    return Manifest(
-        identity, content["rows"], columns, tuple((chunk["id"], chunk["rows"]) for chunk in content["chunks"])
-    )
+        chunks = tuple((chunk["id"], chunk["rows"]) for chunk in content["chunks"])
+        if not all(_ID.fullmatch(chunk) for chunk, _ in chunks) or content["rows"] != sum(rows for _, rows in chunks):
+            raise ValueError("its rows are not those of its chunks")
+        return Manifest(identity, content["rows"], columns, chunks)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamageError(f"Manifest {identity} cannot be read ({error}). Build its data set again.") from error
 
 
 def _chunk_schema(columns: Sequence[str]) -> pa.Schema:
@@ -250,21 +263,42 @@ def _chunk_schema(columns: Sequence[str]) -> pa.Schema:
     return pa.schema(fields, metadata={"cachestore.format": str(FORMAT)})
 
 
-def _read_chunk(
+def read_chunk(
     root: Path, identity: str, rows: int, names: Sequence[str]
 ) -> tuple[list[NDArray[np.void]], list[NDArray[np.uint8]]]:
+    """Per column of a chunk the keys (rows,), zeroed where a row has none, and the reasons (rows,).
+
+    Raises DamageError when it is gone, cannot be read, or does not hold what its id names.
+    """
     path = files.content_path(root, _CHUNKS, identity, ".arrow")
     try:
         reader = pa.ipc.open_file(pa.py_buffer(files.map_file(path)))
-        if not reader.schema.equals(_chunk_schema(names), check_metadata=True):
+        if not reader.schema.equals(_chunk_schema(names), check_metadata=True) or reader.num_record_batches != 1:
             raise ValueError("its columns or format are not those of its manifest")
         batch = reader.get_batch(0)
+        if batch.num_rows != rows:
+            raise ValueError(f"it has {batch.num_rows} rows instead of {rows}")
         keys = [np.frombuffer(batch.column(f"key.{name}").buffers()[1], f"V{SIZE}", count=rows) for name in names]
         reasons = [np.frombuffer(batch.column(f"reason.{name}").buffers()[1], np.uint8, count=rows) for name in names]
+        for name, reason in zip(names, reasons, strict=True):
+            _check_nulls(batch.column(f"key.{name}"), reason)
     except FileNotFoundError:
         raise DamageError(f"Chunk {path} is gone. Build its data set again to write it anew.") from None
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        raise DamageError(f"Chunk {path} cannot be read ({error}). Delete it and build its data set again.") from error
+        raise DamageError(
+            f"Chunk {path} cannot be read ({error}). Build its data set again to write it anew."
+        ) from error
     if chunk_id(names, keys, reasons) != identity:
-        raise DamageError(f"Chunk {path} was damaged on disk. Delete it and build its data set again.")
+        raise DamageError(f"Chunk {path} was damaged on disk. Build its data set again to write it anew.")
     return keys, reasons
+
+
+def _check_nulls(keys: pa.Array, reasons: NDArray[np.uint8]) -> None:
+    """Raises ValueError unless exactly the rows with a reason have no key; the bits that say so are not in the chunk's id."""
+    rows = len(reasons)
+    bits = keys.buffers()[0]
+    valid = np.unpackbits(np.frombuffer(bits, np.uint8), count=rows, bitorder="little") if bits else np.ones(rows)
+    if not np.array_equal(valid.astype(np.bool_), reasons == PRESENT) or keys.null_count != int(
+        (reasons != PRESENT).sum()
+    ):
+        raise ValueError("rows without a key and reasons for that do not agree")

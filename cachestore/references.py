@@ -108,6 +108,16 @@ def collected(root: Path, line: Version) -> bool:
     return not _exists(root, follow(root, line.manifest))
 
 
+def reference_to(root: Path, manifest_id: str, name: str | None = None) -> str:
+    """``NAME@VERSION`` of the newest version that is that manifest, of ``name`` first, then of any; else its id."""
+    for candidate in [*([name] if name else []), *manifests.names(root)]:
+        with contextlib.suppress(DamageError):  # another name's log is not in the way
+            for line in reversed(manifests.read_log(root, candidate)):
+                if line.manifest == manifest_id:
+                    return f"{candidate}@{line.version}"
+    return manifest_id
+
+
 # -- what took the place of a manifest ---------------------------------------------------------------------------------
 
 
@@ -186,6 +196,11 @@ def pins(root: Path) -> list[Pin]:
         _read(path, _pin, "Delete it; the run that it is of is then not pinned") for path in _small_files(root / _PINS)
     )
     return sorted((pin for pin in found if pin), key=lambda pin: (pin.created, pin.run))
+
+
+def read_pin(root: Path, run: str) -> Pin | None:
+    """What a run pinned, None when there is no such pin. Raises DamageError when it cannot be read."""
+    return _read(_pin_path(root, run), _pin, "Delete it; the run that it is of is then not pinned")
 
 
 def write_pin(root: Path, pin: Pin) -> None:
