@@ -69,8 +69,13 @@ def open_store(path: str | os.PathLike[str] | None = None, mode: Literal["r", "w
     """
     if mode not in ("r", "w"):
         raise UsageError(f"A store is opened with mode 'r' or 'w', not {mode!r}.")
+    return Store(root_of(path), mode)
+
+
+def root_of(path: str | os.PathLike[str] | None) -> Path:
+    """The directory of the store that ``open_store`` opens."""
     place = path or os.environ.get("CACHESTORE_STORE") or Path.home() / ".cache" / "cachestore"
-    return Store(Path(place).expanduser().absolute(), mode)
+    return Path(place).expanduser().absolute()
 
 
 class Store:
