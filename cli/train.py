@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,9 +78,21 @@ def text(summary: Mapping[str, Any]) -> str:
         output.metrics(summary["metrics"]),
         "",
         f"rows: {used}" + (f"; {dropped:,} could not be used" if dropped else ""),
+        *_versions(summary["references"]),
         f"{summary['encoded']:,} texts encoded, {summary['hits']:,} cells found in the store",
         f"{summary['epochs']} epochs{best}; learning rate {summary['learning_rate']:g}",
         ", ".join(f"{phase} {output.duration(spent)}" for phase, spent in summary["seconds"].items()),
         f"run: {summary['run']}",
     ]
     return "\n".join(lines)
+
+
+def _versions(by_split: Mapping[str, Sequence[str]]) -> list[str]:
+    """Which versions of the data in the store the run used; nothing where it has no texts."""
+    verbs = {"train": "trained", "validation": "validated", "test": "tested"}
+    used = [
+        f"{verbs[split]} on " + ", ".join(name if "@" in name else f"manifest {name[:12]}" for name in names)
+        for split, names in by_split.items()
+        if names
+    ]
+    return ["; ".join(used)] if used else []

@@ -1,6 +1,6 @@
 """The files of a run: written whole or not at all, read without pickle.
 
-run.json            marks the directory as a run, with the number of its format; written first
+run.json            marks the directory as a run, with the number of its format and the run's id; written first
 config.yaml         the config with every default written out
 metrics.jsonl       one object per epoch and split, and one for the test split; appended while training runs
 model.safetensors   the weights
@@ -13,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
+from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -42,10 +44,15 @@ _KIND: Final = "cachestore run"  # others call a file run.json too
 @final
 @dataclass(frozen=True)
 class NewRun:
-    """A run on its way to ``path``. Its files are written to ``folder``: another one while an older run lies at ``path``."""
+    """A run on its way to ``path``. Its files are written to ``folder``: another one while an older run lies at ``path``.
+
+    ``id`` is 32 hexadecimal digits; ``replaces`` is that of the older run, None where there is none or it has no id.
+    """
 
     path: Path
     folder: Path
+    id: str
+    replaces: str | None = None
 
 
 @contextlib.contextmanager
@@ -163,13 +170,15 @@ def _make(output: Path | None, stem: str) -> NewRun:
             run = _numbered(stem)
         else:
             check_output(output)
-            run = NewRun(output, files.beside(output.resolve(), "new") if is_run(output) else output)
+            old = _read_mark(output)
+            folder = output if old is None else files.beside(output.resolve(), "new")
+            run = NewRun(output, folder, uuid4().hex, None if old is None else _id(old))
             run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"The run directory {output or 'runs'} cannot be made ({error.strerror}). Name another with --output."
         ) from error
-    files.write(run.folder / MARK, _json({"kind": _KIND, "format": FORMAT}))
+    files.write(run.folder / MARK, _json({"kind": _KIND, "format": FORMAT, "id": run.id}))
     return run
 
 
@@ -179,7 +188,7 @@ def _numbered(stem: str) -> NewRun:
         path = Path("runs") / (f"{stem}_{number}" if number else stem)
         with contextlib.suppress(FileExistsError):
             path.mkdir(parents=True)
-            return NewRun(path, path)
+            return NewRun(path, path, uuid4().hex)
         number += 1
 
 
@@ -236,6 +245,12 @@ def _read_mark(path: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) and found.get("kind") == _KIND else None
+
+
+def _id(mark: Mapping[str, Any]) -> str | None:
+    """The id of a run that a mark tells, None where it tells none that could be one."""
+    found = mark.get("id")
+    return found if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found) else None
 
 
 def _read(path: Path) -> bytes | None:

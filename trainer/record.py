@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Run:
     ``validation_field`` and ``validation_metric`` chose ``best_epoch`` where there were validation rows; else it is the last.
     ``rows``: rows used, by split. ``dropped``: rows not used, by reason. ``skipped``: cells that are there and could not be
     read or encoded, of all files. ``encoded``, ``hits``: cells of text columns that were computed, and found in the store.
+    ``manifests`` and ``references``: by split, what its data is in the store, by id and by name, as in ``reviews@3``.
     ``seconds``: by phase.
     """
 
@@ -44,6 +45,7 @@ class Run:
     manifests: Mapping[str, list[str]]
     seconds: Mapping[str, float]
     skipped_cells: tuple[SkippedCell, ...] = ()
+    references: Mapping[str, list[str]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; ``run`` is the path."""

@@ -15,7 +15,7 @@ from cachestore.dataset import Dataset, SkippedCell
 from cachestore.encoders import EncoderLike
 from cachestore.errors import DataError
 from cachestore.keys import Json, fingerprint
-from cachestore.manifest import MISSING, PRESENT, SKIPPED
+from cachestore.manifest import FORGOTTEN, MISSING, PRESENT, SKIPPED
 from cachestore.store import Store
 from trainer import features
 from trainer.batches import CachedBatches
@@ -222,6 +222,7 @@ def join(
             raise DataError(f"{where} changed while it was read. Run again; what was encoded is kept.")
         inputs[feature.name] = vectors.values
         drop = _mark(drop, vectors.reasons == SKIPPED, f"{feature.column}: skipped")
+        drop = _mark(drop, vectors.reasons == FORGOTTEN, f"{feature.column}: forgotten")
         if feature.preprocessing.missing_value_strategy == "drop_row":
             drop = _mark(drop, vectors.reasons == MISSING, f"{feature.column}: missing")
         if states[feature.name].missing:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cachestore.dataset import Dataset, SkippedCell, open_dataset
 from cachestore.errors import DataError
 from cachestore.store import Store
-from trainer import checkpoint, loop, rows
+from trainer import checkpoint, loop, pins, rows
 from trainer.apply import evaluate, predict
 from trainer.assemble import State, build_model, build_optimizer, default_device, fit_settings, start_at_means
 from trainer.batches import CachedBatches
@@ -48,6 +48,7 @@ def train(
     Texts the store lacks are encoded first. With ``validation`` or ``test``, ``data`` is used whole for training unless the
     config sets a split; rows it puts into a part that a file provides are left out. Without either and without a split in
     the config, rows are split at random, 0.7, 0.1 and 0.2. A run at ``output`` is replaced when the new one is finished.
+    The run pins what it is trained on in the store, where the store may be written.
     """
     config = _with_models_placed(config if isinstance(config, Config) else load_config(config))
     if config.preprocessing.split is None and validation is None and test is None:
@@ -69,12 +70,16 @@ def train(
     settings = fit_settings(config, model, batches["train"])
     if "validation" not in batches:
         clock.say("There are no validation rows: every epoch is run, and the weights of the last one are kept.")
-    with checkpoint.new_run(None if output is None else Path(output), _stem(prepared.opened["train"])) as place:
+    manifests = {name: build.manifests for name, build in prepared.built.items()}
+    versions = pins.data_versions(store, prepared.built)
+    with (
+        checkpoint.new_run(None if output is None else Path(output), _stem(prepared.opened["train"])) as place,
+        pins.pinned(store, place, manifests, clock),
+    ):
         checkpoint.write_config(place.folder, config.resolved())
         done, best = _fit(config, model, batches, settings, place.folder, clock, progress)
 
         clock.begin("write")
-        manifests = {name: build.manifests for name, build in prepared.built.items()}
         description = {
             "config": config.resolved(),
             "features": {name: state.to_json() for name, state in prepared.states.items()},
@@ -99,8 +104,10 @@ def train(
             manifests=manifests,
             seconds=clock.end(),
             skipped_cells=prepared.skipped_cells,
+            references=versions,
         )
         checkpoint.write_summary(place.folder, run.to_json())
+    pins.release_replaced(store, place, clock)
     return run
 
 

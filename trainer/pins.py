@@ -1,0 +1,59 @@
+"""What a run keeps in the store: a pin on the manifests that it is trained on, from before it trains until it is replaced or deleted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from cachestore import references
+from cachestore.errors import StoreError
+from cachestore.store import Store
+from trainer.checkpoint import NewRun
+from trainer.events import Clock
+from trainer.rows import Built
+
+
+def data_versions(store: Store, built: Mapping[str, Built]) -> dict[str, list[str]]:
+    """By split, how to name each manifest of its data: ``reviews@3``, or its id where no name leads to it."""
+    return {
+        split: [references.reference_to(store.root, build.manifest.id, build.name) for _, build in builds.groups]
+        for split, builds in built.items()
+    }
+
+
+@contextlib.contextmanager
+def pinned(store: Store, run: NewRun, manifests: Mapping[str, Sequence[str]], clock: Clock) -> Iterator[None]:
+    """Pin a run's manifests for the body and after it; a body that fails takes the pin away again.
+
+    So nothing that a run is training on is collected meanwhile. One that is killed keeps its pin until its directory is deleted.
+    """
+    needed = tuple(dict.fromkeys(identity for listed in manifests.values() for identity in listed))
+    if not needed:
+        yield
+        return
+    if store.readonly:
+        clock.say(
+            f"The store at {store.root} is read-only: this run is not pinned there, so that `cachestore gc` by one who may write "
+            "can remove what it was trained on."
+        )
+        yield
+        return
+    pin = references.Pin(run.id, str(run.path.resolve()), needed, datetime.now(UTC).isoformat(timespec="seconds"))
+    references.write_pin(store.root, pin)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(StoreError):  # what stopped the run is what the user must know
+            references.drop_pin(store.root, run.id)
+        raise
+
+
+def release_replaced(store: Store, run: NewRun, clock: Clock) -> None:
+    """Drop the pin of the run whose place this one took. The new run is whole already, so a fault is only told."""
+    if run.replaces is None or store.readonly:
+        return
+    try:
+        references.drop_pin(store.root, run.replaces)
+    except StoreError as error:
+        clock.say(f"What the run that lay at {run.path} before was trained on stays pinned: {error}")
