@@ -7,6 +7,6 @@ from cachestore.build import build
 from cachestore.encoders import Encoder
 from cachestore.manifest import Manifest
 from cachestore.store import Store, open_store
+from cachestore.version import __version__ as __version__
 
 __all__ = ["Encoder", "Manifest", "Store", "build", "errors", "open_store"]
-__version__ = "0.1.0"

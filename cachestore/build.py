@@ -27,6 +27,7 @@ from cachestore.fill import Fill, Limits
 from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint, keys
 from cachestore.manifest import CHUNK_ROWS, MISSING, PRESENT, SKIPPED, Manifest, ManifestColumn, write_chunk
 from cachestore.store import Store
+from cachestore.version import __version__
 
 _NO_KEY = bytes(SIZE)
 _RECORDED = ("cachestore", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
@@ -219,7 +220,7 @@ class _Running:
             self.missing += int((cells.reasons == MISSING).sum())
             self.skip(cells.skipped)
             self.fill(column.fill, names, cells.payloads)
-            column.keys.append(np.frombuffer(b"".join(key or _NO_KEY for key in names), f"V{SIZE}"))
+            column.keys.append(np.frombuffer(b"".join([key or _NO_KEY for key in names]), f"V{SIZE}"))
             column.reasons.append(cells.reasons)
         self.rows += batch.num_rows
         self.open_rows += batch.num_rows
@@ -228,11 +229,12 @@ class _Running:
 
     def fill(self, fill: Fill, names: Sequence[Key | None], payloads: Sequence[bytes | None]) -> None:
         """Hand the payloads that the store lacks to the column's fill, each once."""
+        numbers = self.store.index.lookup(names).shards
+        self.hits += int(((numbers >= 0) & ~np.isin(numbers, list(fill.shards))).sum())
         added: set[Key] = set()  # the lookup is older than what this batch itself stores
-        for key, payload, number in zip(names, payloads, self.store.index.lookup(names).shards.tolist(), strict=True):
-            if number >= 0:
-                self.hits += number not in fill.shards
-            elif key is not None and payload is not None and key not in added:
+        for row in np.flatnonzero(numbers < 0).tolist():
+            key, payload = names[row], payloads[row]
+            if key is not None and payload is not None and key not in added:
                 added.add(key)
                 if not fill.holds(key) and key not in fill.refused:
                     fill.add(key, payload)
@@ -297,7 +299,7 @@ def _source_key(dataset: Dataset, encoders: Mapping[str, Encoder]) -> bytes | No
     columns = [[column, fingerprint(encoder.spec).hex()] for column, encoder in encoders.items()]
     return (
         b"source:"
-        + sha256(canonical([digest, dict(dataset.options), columns, metadata.version("cachestore")])).digest()
+        + sha256(canonical([digest, dict(dataset.options), columns, __version__])).digest()
     )
 
 

@@ -45,15 +45,16 @@ def key(encoder: Fingerprint, payload: bytes) -> Key:
 
 def keys(encoder: Fingerprint, payloads: Iterable[bytes | None]) -> list[Key | None]:
     """The key of every payload, None where the payload is None; the same as ``key`` for each, faster."""
-    prefix = hashlib.sha256(_KEY_DOMAIN + encoder)
+    begun = hashlib.sha256(_KEY_DOMAIN + encoder).copy
     found: list[Key | None] = []
+    add = found.append
     for payload in payloads:
         if payload is None:
-            found.append(None)
+            add(None)
             continue
-        digest = prefix.copy()
+        digest = begun()
         digest.update(payload)
-        found.append(Key(digest.digest()))
+        add(digest.digest())  # type: ignore[arg-type]  # a call of Key() for each would be felt
     return found
 
 

@@ -38,7 +38,10 @@ class Bar:
     def build(self, label: str, state: BuildProgress) -> None:
         """Rows done of a build, rows per second, and what was found in the store."""
         rate = state.rows / max(state.seconds, 1e-9)
-        self._show(f"build {label}", state.rows, state.total, f"{rate:,.0f} rows/s  {state.hits:,} found")
+        note = f"{rate:,.0f} rows/s  {state.hits:,} found"
+        if state.waiting:
+            note = f"waiting for {state.waiting:,} texts that another process encodes"
+        self._show(f"build {label}", state.rows, state.total, note)
 
     def epoch(self, epoch: int, epochs: int, note: str) -> None:
         """Epochs done, and how the last one went."""

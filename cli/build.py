@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,7 @@ from cachestore.errors import StoreNotFound, UsageError
 from cli import options, output
 
 if TYPE_CHECKING:
-    from cachestore.build import Build
+    from cachestore.build import Build, Progress
     from cachestore.plan import Plan
     from trainer.schema import Config
 
@@ -67,8 +66,14 @@ def command(
     from cachestore.build import run
 
     with options.open_store(store, out) as opened, out.bar() as bar:
-        progress = partial(bar.build, data.name) if bar else None
-        built = run(opened, data, columns, name=name, named=not opened.readonly, progress=progress)
+        waited: set[str] = set()
+
+        def show(progress: Progress) -> None:
+            output.say_if_waiting(out, waited, data.name, progress)
+            if bar:
+                bar.build(data.name, progress)
+
+        built = run(opened, data, columns, name=name, named=not opened.readonly, progress=show)
     out.result(summary(built), text(built))
     if output.skipped(built.skipped_cells, built.counts.skipped, data):
         raise typer.Exit(output.SKIPPED_ROWS)

@@ -7,12 +7,14 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from cachestore.build import Progress
     from cachestore.dataset import SkippedCell
     from cli.bar import Bar
 
@@ -27,6 +29,7 @@ class ResultLost(Exception):
 
 def prepare_streams() -> None:
     """Before anything is written: a character that a stream cannot take is escaped, and a closed stream takes everything.
+    Warnings are sentences, as everything else on stderr.
 
     Its number is taken as well, so that no file of a store gets it, and with it what C libraries write to stderr.
     """
@@ -36,6 +39,7 @@ def prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,13 @@ def skipped(cells: Sequence[SkippedCell], count: int, data: object) -> bool:
     if count > SKIPPED_SHOWN:
         _remark(f"skipped: {count - SKIPPED_SHOWN:,} more")
     return count > 0
+
+
+def say_if_waiting(out: Output, told: set[str], data: str, progress: Progress) -> None:
+    """Say once of each build that it waits for another process."""
+    if progress.waiting and data not in told:
+        told.add(data)
+        out.say(f"{data}: waiting for {progress.waiting:,} texts that another process encodes just now")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> str:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from cachestore.build import Progress
-from cli.output import Output
+from cli.output import Output, say_if_waiting
 from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun
 
 
@@ -14,6 +14,7 @@ from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBe
 def watching(out: Output) -> Iterator[Listener]:
     """A function to pass as ``progress`` to train, predict and evaluate."""
     builds: dict[str, Progress] = {}
+    waited: set[str] = set()
     with out.bar() as bar:
 
         def show(event: Event) -> None:
@@ -24,6 +25,7 @@ def watching(out: Output) -> Iterator[Listener]:
                     if data not in builds:
                         out.say(f"{data}: looking its texts up; those that the store lacks are encoded")
                     builds[data] = progress
+                    say_if_waiting(out, waited, data, progress)
                     if bar:
                         bar.build(data, progress)
                 case PhaseBegun(phase="gather"):
