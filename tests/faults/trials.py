@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,12 +72,16 @@ def build(
     fail: Sequence[Any] = (),
     table: str = "table.csv",
     limits: dict[str, Any] | None = None,
+    resources: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Build the table into the store beside it, noting what is done in a ledger of this process.
 
-    ``die`` is a step for ``die_at``; ``fail`` are (step, names, persistent) for ``fail_at``.
+    ``die`` is a step for ``die_at``; ``fail`` are (step, names, persistent) for ``fail_at``; ``limits`` are of a Fill, ``resources``
+    those of the operating system, by name.
     """
     notes = noting(Path(folder))
+    for limit, most in (resources or {}).items():
+        resource.setrlimit(getattr(resource, limit), (most, most))
     steps = None
     if die:
         injected.die_at(die)
@@ -116,13 +121,13 @@ def told(folder: Path) -> tuple[int, set[Key], int]:
     return ledger.read(folder.glob("ledger-*"))
 
 
-def aftermath(folder: str, table: str = "table.csv") -> dict[str, Any]:
+def aftermath(folder: str, table: str = "table.csv", resources: dict[str, int] | None = None) -> dict[str, Any]:
     """Check the invariants of the store that a fault left, build again undisturbed, and check them again."""
     place = Path(folder)
     cells = payloads(place)
     _, committed, named = told(place)
     left = check(place / "store", cells, committed, CountingEncoder())
-    again = build(folder, table=table)
+    again = build(folder, table=table, resources=resources)
     encoded, committed, _ = told(place)
     after = check(place / "store", cells, committed, CountingEncoder())
     with open_store(place / "store", mode="r") as store:
