@@ -210,14 +210,8 @@ class _Planning:
         """The plan with the manifests, chunks and vectors that no root needs."""
         kept, aged = self.roots({pin.run for pin in plan.pins})
         on_disk = set(manifests.all_manifests(self.root))
-        rest = on_disk - kept.keys() - aged.keys()
-        # a forget was cut short: the rows of these tell its second run what to forget
-        cut_short = rest & references.superseded(self.root).keys()
-        if cut_short:
-            self.notes.append(
-                "A forget was cut short. Run it again; until then the manifests that it replaces are kept."
-            )
-        going, unnamed = set(aged), rest - cut_short
+        unnamed = on_disk - kept.keys() - aged.keys()
+        going = set(aged)
         if self.rules.vectors:
             going |= {identity for identity in unnamed if self.expired(manifests.manifest_path(self.root, identity))}
             unneeded, uses = self.unneeded(kept, unnamed - going)
@@ -225,7 +219,7 @@ class _Planning:
             plan = self.with_shards(plan, unneeded)
         elif self.rules.repack:
             plan = self.with_shards(plan, self.table.marks())
-        staying = [*kept.values(), *self.readable((unnamed | cut_short) - going)]
+        staying = [*kept.values(), *self.readable(unnamed - going)]
         return replace(
             plan,
             manifests=tuple(_item(manifests.manifest_path(self.root, identity)) for identity in sorted(going)),

@@ -51,7 +51,7 @@ class Table:
         places = np.searchsorted(self.prefixes, wanted)
         inside = places < len(self)
         places, wanted = places[inside], wanted[inside]
-        found = places[self.prefixes[places] == wanted]
+        found: NDArray[np.int64] = places[self.prefixes[places] == wanted]
         run = found
         while len(run):  # the next one may share its prefix
             run = run[run + 1 < len(self)] + 1
