@@ -79,10 +79,9 @@ def prefixes(keys: NDArray[np.void]) -> NDArray[np.uint64]:
 
 def chunk_keys(root: Path, manifest: Manifest, at: int) -> Iterator[tuple[str, NDArray[np.void], NDArray[np.uint8]]]:
     """(column, keys (rows,), reasons (rows,)) of a manifest's chunk, column by column. Raises DamageError."""
-    part = Manifest(manifest.id, manifest.chunks[at][1], manifest.columns, manifest.chunks[at : at + 1])
-    for column in manifest.columns:
-        for keys, reasons in manifests.read_chunks(root, part, column.name):
-            yield column.name, keys, reasons
+    identity, rows = manifest.chunks[at]
+    names = [column.name for column in manifest.columns]
+    yield from zip(names, *manifests.read_chunk(root, identity, rows, names), strict=True)
 
 
 def places_by_chunk(
