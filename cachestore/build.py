@@ -310,7 +310,7 @@ def _recognise(store: Store, source: bytes | None) -> Build | None:
         return None
     fact = json.loads(remembered)
     try:
-        manifest = store.manifest(fact["manifest"])
+        manifest = manifests.read_manifest(store.root, fact["manifest"])  # not one that took its place
     except (ManifestNotFound, DamageError):
         return None  # parsing the file writes it anew
     if not manifests.has_chunks(store.root, manifest):

@@ -5,6 +5,7 @@ The only module that imports lmdb. Transactions are short: ``read`` and ``write`
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -22,7 +23,6 @@ from cachestore.errors import (
     DamageError,
     StoreError,
     StoreFormatError,
-    StoreFull,
     StoreLocked,
     StoreNotWritable,
     StoreWriteFailed,
@@ -36,9 +36,15 @@ _DAMAGED = (
     lmdb.InvalidError,
     lmdb.PageNotFoundError,
     lmdb.BadChecksumError,
-    lmdb.PanicError,
     lmdb.ProblemError,
 )
+# LMDB passes errors of the system on by their text, most of them as plain lmdb.Error
+_OF_THE_SYSTEM = (
+    *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+)
+_PADDING = 1 << 20
+_HARDLY_ANY_BYTES = 1 << 16
 _BUSY = (lmdb.ReadersFullError, lmdb.LockError, lmdb.TlsFullError)
 _NOWHERE = (-1, -1)
 _T = TypeVar("_T")
@@ -76,6 +82,9 @@ class Environment:
             if self._registers:
                 self._lmdb.reader_check()  # frees the slots of killed readers
             self._databases = {name: self._lmdb.open_db(name, create=writable) for name in databases}
+            self._page = int(self._lmdb.stat()["psize"])
+            if writable and self._registers:
+                self._pad()
             self.identity = _identity(folder)
         except lmdb.Error as error:
             self._lmdb.close()
@@ -101,8 +110,11 @@ class Environment:
         """What ``body`` returns of a write transaction over all databases, durable when this returns. It may run more than once."""
         while True:
             try:
-                with self._inside(), self._lmdb.begin(write=True) as txn:
-                    return body(txn, self._databases)
+                with self._inside():
+                    with self._lmdb.begin(write=True) as txn:
+                        done = body(txn, self._databases)
+                    self._pad()
+                    return done
             except lmdb.MapFullError:
                 self._resize(self._lmdb.info()["map_size"] * 2)
             except lmdb.MapResizedError:
@@ -148,6 +160,20 @@ class Environment:
             if self.closed:
                 raise Closed(f"The index {self.folder} was closed.")
             yield
+
+    def _pad(self) -> None:
+        """Keep the file some pages longer than what LMDB uses of it.
+
+        In a damaged page an offset of 16 bits can lead up to 64 KiB past the page. LMDB does not check it: past the end of the file
+        it would be a signal that ends the process, within the file it is a wrong value, which the shard's own keys and checks find.
+        """
+        data = self.folder / "data.mdb"
+        pages = (1 << 16) // self._page + 1
+        if data.stat().st_size >= (self._lmdb.info()["last_pgno"] + 1 + pages) * self._page:
+            return
+        # nobody grows the file meanwhile, so this never cuts it; as a hole it takes no space
+        with contextlib.suppress(OSError, lmdb.Error), self._lmdb.begin(write=True):
+            os.truncate(data, (self._lmdb.info()["last_pgno"] + 1 + pages) * self._page + _PADDING)
 
     def _resize(self, size: int) -> None:
         with self._gate.alone():  # LMDB moves the map, so nobody here may be inside a transaction
@@ -268,20 +294,31 @@ def _translate(error: lmdb.Error, folder: Path) -> CachestoreError:
         return DamageError(
             f"The index {folder} is damaged ({error}). Open the store for writing once: it fills a new one."
         )
-    if isinstance(error, lmdb.DiskError):
-        return files.translate(OSError(errno.ENOSPC if "No space" in text else errno.EIO, text), folder)
+    if isinstance(error, lmdb.PanicError):  # LMDB refuses everything once its meta page could not be written
+        return StoreWriteFailed(
+            f"An earlier write of the index {folder} failed ({error}). What was stored is intact; check the disk and run again."
+        )
+    for number in _OF_THE_SYSTEM:
+        if os.strerror(number) in text:
+            # a write that a disk has room for only in part is an I/O error to LMDB
+            return files.translate(OSError(errno.ENOSPC if _full(folder) else number, text), folder)
     if isinstance(error, _BUSY):
         return StoreLocked(f"The index {folder} is in use by too many readers ({error}). Close some, and run again.")
-    if isinstance(error, lmdb.ReadonlyError) or "denied" in text or "Read-only" in text:
+    if isinstance(error, lmdb.ReadonlyError):
         return StoreNotWritable(
             f"Cannot write the index {folder} ({error}). Open it for reading, or change its permissions."
-        )
-    if "No space" in text:
-        return StoreFull(
-            f"No space to write the index {folder} ({error}). Free some and run again; what was stored is intact."
         )
     if isinstance(error, lmdb.MapFullError | lmdb.MapResizedError | lmdb.TxnFullError | lmdb.MemoryError):
         return StoreWriteFailed(
             f"The index {folder} could not take this write ({error}). Run again; what was stored is intact."
         )
     return StoreError(f"The index {folder} cannot be used ({error}). Close other uses of this store and run again.")
+
+
+def _full(folder: Path) -> bool:
+    """Whether the disk has next to no room left."""
+    try:
+        status = os.statvfs(folder)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < _HARDLY_ANY_BYTES

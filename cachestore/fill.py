@@ -9,6 +9,7 @@ a Fill stores what it has and gives up its claims, so that writers never wait fo
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,9 +92,12 @@ class Fill:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, StoreError):
+            with contextlib.suppress(StoreError):  # what failed first is what the user should hear of
+                self._claims.close()
+            return
         try:
-            if not isinstance(error, StoreError):
-                self.keep()
+            self.keep()
         finally:
             self._claims.close()
 

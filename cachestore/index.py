@@ -15,6 +15,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from cachestore import environment
 from cachestore.environment import Environment, Transaction
-from cachestore.errors import StoreError, StoreFormatError
+from cachestore.errors import DamageError, StoreError, StoreFormatError
 from cachestore.keys import SIZE, Fingerprint, Json, Key
 
 FORMAT = 1
@@ -81,11 +82,12 @@ class Index:
         asked = [key for key in keys if key is not None]
         order = _tree_order(asked)
 
-        def read(txn: Transaction) -> bytes:
+        def read(txn: Transaction) -> NDArray[np.uint32]:
             get = txn.get
-            return b"".join([get(asked[at], _NOWHERE) for at in order.tolist()])
+            places = b"".join([get(asked[at], _NOWHERE) for at in order.tolist()])
+            return np.frombuffer(places, "<u4").reshape(len(asked), 2)
 
-        found = np.frombuffer(self._read(b"keys", read), "<u4").reshape(-1, 2)
+        found = self._read(b"keys", read)
         places = np.flatnonzero([key is not None for key in keys])[order]
         shards, rows = np.full(len(keys), -1, np.int64), np.zeros(len(keys), np.int64)
         known = found[:, 0] != 0xFFFFFFFF
@@ -228,17 +230,17 @@ class Index:
         start = b""
         while True:
 
-            def read(txn: Transaction, start: bytes = start) -> list[tuple[bytes, bytes]]:
+            def read(txn: Transaction, start: bytes = start) -> tuple[NDArray[np.void], NDArray[np.int64]]:
                 cursor = txn.cursor()
-                found = itertools.islice(cursor, _BLOCK) if cursor.set_range(start) else ()
-                return [(bytes(key), bytes(place)) for key, place in found]
+                found = list(itertools.islice(cursor, _BLOCK) if cursor.set_range(start) else ())
+                places = np.frombuffer(b"".join([place for _, place in found]), "<u4").reshape(len(found), 2)
+                return np.frombuffer(b"".join([key for key, _ in found]), f"V{SIZE}"), places.astype(np.int64)
 
-            block = self._read(b"keys", read)
-            if not block:
+            keys, places = self._read(b"keys", read)
+            if len(keys) == 0:
                 return
-            places = np.frombuffer(b"".join(place for _, place in block), "<u4").reshape(-1, 2).astype(np.int64)
-            yield np.frombuffer(b"".join(key for key, _ in block), f"V{SIZE}"), Locations(places[:, 0], places[:, 1])
-            start = block[-1][0] + b"\0"
+            yield keys, Locations(places[:, 0], places[:, 1])
+            start = keys[-1].tobytes() + b"\0"
 
     def version(self) -> int:
         """A number that grows whenever somebody, in any process, changes the index."""
@@ -246,13 +248,20 @@ class Index:
 
     def specs(self) -> dict[Fingerprint, Mapping[str, Json]]:
         """The specs of all encoders that had vectors here."""
-        found = self._read(b"specs", lambda txn: [(bytes(key), bytes(value)) for key, value in txn.cursor()])
-        return {Fingerprint(key): dict(json.loads(value)) for key, value in found}
+
+        def read(txn: Transaction) -> dict[Fingerprint, Mapping[str, Json]]:
+            return {Fingerprint(bytes(key)): dict(json.loads(bytes(value))) for key, value in txn.cursor()}
+
+        return self._read(b"specs", read)
 
     def spec(self, fingerprint: Fingerprint) -> Mapping[str, Json] | None:
         """The spec of an encoder that has vectors here, else None."""
-        value = self._read(b"specs", lambda txn: txn.get(fingerprint))
-        return None if value is None else dict(json.loads(bytes(value)))
+
+        def read(txn: Transaction) -> Mapping[str, Json] | None:
+            value = txn.get(fingerprint)
+            return None if value is None else dict(json.loads(bytes(value)))
+
+        return self._read(b"specs", read)
 
     def recall(self, key: bytes) -> bytes | None:
         """A remembered fact, or None. Remembering only saves time: an answer must be checkable or derivable again."""
@@ -265,10 +274,22 @@ class Index:
             self._write(lambda txn, dbs: txn.put(key, value, db=dbs[b"memo"]))
 
     def _read(self, database: bytes, body: Callable[[Transaction], _T]) -> _T:
-        return self._on_current(lambda current: current.read(database, body))
+        with self._sound():
+            return self._on_current(lambda current: current.read(database, body))
 
     def _write(self, body: Callable[[Transaction, Mapping[bytes, Any]], _T]) -> _T:
-        return self._on_current(lambda current: current.write(body))
+        with self._sound():
+            return self._on_current(lambda current: current.write(body))
+
+    @contextmanager
+    def _sound(self) -> Iterator[None]:
+        """What cannot be taken apart is damaged: LMDB keeps no checksums."""
+        try:
+            yield
+        except (struct.error, ValueError, KeyError, TypeError, IndexError) as error:
+            raise DamageError(
+                f"The index {self.folder} is damaged ({error}). Run `cachestore repair`: it fills a new one from the shards."
+            ) from error
 
     def _on_current(self, use: Callable[[Environment], _T]) -> _T:
         while True:

@@ -136,10 +136,12 @@ def test_a_forked_child_reads_and_writes_through_its_own_environment(index):
 def test_a_truncated_file_is_recognised_before_it_is_mapped(tmp_path, keep):
     index = Index(tmp_path / "index", readonly=False)
     index.commit("aa" * 32, ENCODER, SPEC, some_keys(5000), 100)
+    used = (index._environment._lmdb.info()["last_pgno"] + 1) * 4096
     index.close()
     data = tmp_path / "index" / "data.mdb"
+    assert data.stat().st_size > used + (1 << 16), "a wrong offset in its last page must not lead past its end"
     assert not environment.looks_torn(tmp_path / "index")
-    os.truncate(data, int(keep if keep > 1 or keep == 0 else keep * data.stat().st_size))
+    os.truncate(data, int(keep if keep > 1 or keep == 0 else keep * used))
     assert environment.looks_torn(tmp_path / "index")
 
 
@@ -189,7 +191,6 @@ def test_every_error_of_lmdb_has_a_class_and_only_damage_leads_to_a_new_index(tm
             "InvalidError",
             "PageNotFoundError",
             "BadChecksumError",
-            "PanicError",
             "ProblemError",
         }
         assert isinstance(translated, DamageError) == (kind.__name__ in damage | {"NotFoundError"}), kind
