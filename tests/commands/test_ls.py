@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cachestore
@@ -44,3 +45,47 @@ def test_ls_makes_no_store(command: Command, store: Path) -> None:
     assert done.code == 3
     assert str(store) in done.err
     assert not store.exists()
+
+
+CONFIG = """\
+input_features:
+  - {name: text, type: text, encoder: {type: hashing, dim: 32}}
+output_features:
+  - {name: stars, type: number}
+preprocessing: {split: {type: random, probabilities: [0.6, 0.4, 0.0]}}
+trainer: {epochs: 1}
+"""
+
+
+def test_ls_shows_which_runs_are_on_which_versions_and_the_other_way(
+    command: Command, store: Path, reviews: Path, tmp_path: Path
+) -> None:
+    cachestore.open_store(store).close()
+    assert "No run has been trained" in command("ls", "--runs", "--store", store).out
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG, encoding="utf-8")
+    places = [tmp_path / "first", tmp_path / "second", tmp_path / "third"]
+    for place in places:
+        done = command("train", reviews, "-c", config, "--output", place, "--store", store, "--json")
+        assert done.code == 0, done.err
+        assert done.json["references"] == {"train": ["reviews@2" if place == places[2] else "reviews@1"]}
+        if place == places[1]:
+            with reviews.open("a", encoding="utf-8") as file:
+                file.write("one more,5,yes\n")
+    shutil.rmtree(places[0])
+
+    done = command("ls", "--runs", "--store", store, "--json")
+    assert done.code == 0
+    found = {run["path"]: (run["versions"], run["there"]) for run in done.json["runs"]}
+    assert found == {
+        str(places[0]): (["reviews@1"], False),
+        str(places[1]): (["reviews@1"], True),
+        str(places[2]): (["reviews@2"], True),
+    }
+    (name,) = done.json["names"]
+    assert {version: sorted(paths) for version, paths in name["runs"].items()} == {
+        "reviews@1": sorted(map(str, places[:2])),
+        "reviews@2": [str(places[2])],
+    }
+    text = command("ls", "--runs", "--store", store).out
+    assert [line.split()[-1] for line in text.splitlines() if str(places[0]) in line] == ["gone", str(places[0])]
