@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cachestore.errors import CachestoreError
-from cli import build, demo, evaluate, ls, output, predict, train
+from cli import build, demo, diff, evaluate, export, imports, log, ls, output, predict, tag, train
 
 # typer raises this class for bad arguments, but exports only the subclass.
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[1]
@@ -34,10 +34,23 @@ app = typer.Typer(
         4    damage found in the store
         5    finished, but some rows were skipped
         130  interrupted; what was computed is kept
+        143  terminated; the same
     """,
 )
-for command in (build, train, predict, evaluate, ls, demo):
-    app.command(command.__name__.rpartition(".")[2])(command.command)
+for name, module in {
+    "build": build,
+    "train": train,
+    "predict": predict,
+    "evaluate": evaluate,
+    "ls": ls,
+    "log": log,
+    "diff": diff,
+    "tag": tag,
+    "export": export,
+    "import": imports,
+    "demo": demo,
+}.items():
+    app.command(name)(module.command)
 
 
 def run(arguments: Sequence[str]) -> int:
