@@ -124,6 +124,7 @@ def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
     path = Path(source) if isinstance(source, str | os.PathLike) else None
     seen = None
     if path is not None:
+        _check_encodable(path)
         seen = _status(path)
         label, reader = str(path), open_file(path)
     else:
@@ -141,6 +142,16 @@ def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
     if reader.rows == 0:
         raise DataError(f"{label} has no rows.")
     return Dataset(label, path, reader, seen)
+
+
+def _check_encodable(path: Path) -> None:
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path.absolute())
+        raise DataError(
+            f"The path {shown!r} has no UTF-8 form here, so it could not be kept with what is built of it. Rename the file or its folder."
+        ) from None
 
 
 def stem(path: Path) -> str:
