@@ -58,7 +58,7 @@ def command(
         5    done, but some cells could not be encoded and were skipped
     """
     out = output.Output(as_json, quiet)
-    columns = _columns(config, column or [], encoder or [])
+    columns = columns_of(config, column or [], encoder or [])
     if dry_run:
         plan = _plan(store, data, columns)
         out.result(_plan_summary(plan), _plan_text(plan))
@@ -125,7 +125,8 @@ def text_columns(config: Config) -> dict[str, Any]:
     return columns
 
 
-def _columns(config: Path | None, columns: Sequence[str], encoders: Sequence[str]) -> Mapping[str, Any]:
+def columns_of(config: Path | None, columns: Sequence[str], encoders: Sequence[str]) -> Mapping[str, Any]:
+    """The columns to embed with their encoders, as the options --config, --column and --encoder say them."""
     if config is not None:
         if columns or encoders:
             raise UsageError("Give the columns either by --config or by --column and --encoder, not both.")
