@@ -107,14 +107,17 @@ def _from(whole: Manifest, chunk: int) -> Manifest:
 
 def _codes(root: Path, source: Manifest, columns: tuple[str, ...]) -> Codes:
     """A 64-bit number for every row: of the keys of its cells, and of the reasons of those that have none."""
+    names = [column.name for column in source.columns]
+    chosen = [names.index(column) for column in columns]
     codes = np.zeros(source.rows, np.uint64)
-    for column in columns:
-        at = 0
-        for keys, reasons in manifests.read_chunks(root, source, column):
-            part = codes[at : at + len(keys)]
+    at = 0
+    for identity, rows in source.chunks:
+        keys, reasons = manifests.read_chunk(root, identity, rows, names)
+        part = codes[at : at + rows]
+        for place in chosen:
             part *= np.uint64(0x9E3779B97F4A7C15)
             # a key is a digest, so any eight bytes of it are as good as a digest of it
-            part += np.ascontiguousarray(keys).view("<u8")[::4]
-            part += reasons
-            at += len(keys)
+            part += np.ascontiguousarray(keys[place]).view("<u8")[::4]
+            part += reasons[place]
+        at += rows
     return codes
