@@ -23,6 +23,7 @@ from cachestore.errors import (
     DamageError,
     StoreError,
     StoreFormatError,
+    StoreFull,
     StoreLocked,
     StoreNotWritable,
     StoreWriteFailed,
@@ -45,6 +46,8 @@ _OF_THE_SYSTEM = (
 )
 _PADDING = 1 << 20
 _HARDLY_ANY_BYTES = 1 << 16
+_MAX_READERS = 1024
+_LOCK_BYTES = (_MAX_READERS + 64) * 64  # LMDB has 64 bytes for each, and a head
 _BUSY = (lmdb.ReadersFullError, lmdb.LockError, lmdb.TlsFullError)
 _NOWHERE = (-1, -1)
 _T = TypeVar("_T")
@@ -65,7 +68,7 @@ class Environment:
         self.closed = False
         self._gate = _Gate()
         # who may not write cannot register as a reader either, and checks afterwards whether a writer was in the way
-        self._registers = os.access(folder, os.W_OK)
+        self._registers = os.access(folder, os.W_OK) and self._room_for_readers(folder, writable)
         self._max_dbs = len(databases)
         try:
             try:
@@ -86,10 +89,12 @@ class Environment:
             if writable and self._registers:
                 self._pad()
             self.identity = _identity(folder)
+            if writable:
+                files.sync_folder(folder)  # LMDB syncs what it writes, but not that the file is there
         except lmdb.Error as error:
             self._lmdb.close()
             raise _translate(error, folder) from error
-        except StoreFormatError:
+        except StoreError:
             self._lmdb.close()
             raise
 
@@ -130,7 +135,7 @@ class Environment:
             readonly=not self._registers,
             lock=self._registers,
             readahead=False,
-            max_readers=1024,
+            max_readers=_MAX_READERS,
             mode=0o644,
         )
 
@@ -142,6 +147,17 @@ class Environment:
     def moved(self) -> bool:
         """Whether another folder lies at its path now: a new generation of the index."""
         return _identity(self.folder) not in (self.identity, _NOWHERE)
+
+    @staticmethod
+    def _room_for_readers(folder: Path, writable: bool) -> bool:
+        """Whether the table of readers has its place on disk: LMDB maps it, and a page that cannot be given one ends the process."""
+        try:
+            files.reserve(folder / "lock.mdb", _LOCK_BYTES, create=writable)
+        except StoreFull:
+            if writable:
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """Close it for everybody in this process, once no thread is inside a transaction."""

@@ -60,6 +60,32 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
         raise translate(error, path) from error
 
 
+def reserve(path: Path, nbytes: int, *, create: bool) -> None:
+    """Give the first ``nbytes`` of a file their place on disk; its bytes stay. Raises StoreFull when there is none.
+
+    One that is not there is made when ``create``, and otherwise left alone.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o644)
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as error:
+        if create:
+            raise translate(error, path) from error
+    except OSError as error:
+        raise translate(error, path) from error
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    try:
+        _sync_folder(path)
+    except OSError as error:
+        raise translate(error, path) from error
+
+
 def make_durable(path: Path) -> None:
     """Sync a file that another process renamed to its place and may have died before syncing, and the folders that lead to it."""
     try:
