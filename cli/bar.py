@@ -47,6 +47,10 @@ class Bar:
         """Epochs done, and how the last one went."""
         self._show("epochs", epoch, epochs, note)
 
+    def bytes(self, task: str, done: int, total: int) -> None:
+        """Bytes done of a task, in MB."""
+        self._show(task, done >> 20, total >> 20, "MiB")
+
     def _show(self, task: str, completed: int, total: int | None, note: str) -> None:
         if task not in self._tasks:
             self._tasks[task] = self._progress.add_task(task, total=total, note="")

@@ -1,0 +1,152 @@
+"""Checking what leads to manifests: logs of names line by line, tags, pins, and the map of superseded manifests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from cachestore import files, references
+from cachestore import manifest as manifests
+from cachestore.errors import DamageError, ManifestNotFound, UsageError
+from cachestore.findings import Findings, Kind, reason
+from cachestore.manifest import Version
+from cachestore.references import Root
+
+LINES = "Run `cachestore repair`: it keeps the lines that can be read."
+ASIDE = "Run `cachestore repair`: it moves the file to quarantine."
+BUILD = "Build its data again: only what the store lacks is encoded."
+
+
+def check_roots(root: Path, findings: Findings, names: Iterable[str] | None = None) -> list[Root]:
+    """What leads to manifests that are there: all of it, or only the logs and tags of ``names``."""
+    found = []
+    for name in manifests.names(root) if names is None else names:
+        if not manifests.can_be_name(name):
+            findings.notice("leftover", f"names/{name}.jsonl", "It is not the log of a name.", "Nothing reads it.")
+            continue
+        found += _check_log(root, name, findings)
+    found += _check_tags(root, names, findings)
+    if names is None:
+        found += _check_pins(root, findings)
+        try:
+            references.superseded(root)
+        except DamageError as error:
+            findings.damage("superseded", "superseded.json", reason(error), ASIDE)
+    return found
+
+
+def readable_lines(root: Path, name: str) -> tuple[list[Version], int]:
+    """The versions of a log that can be read, and how many of its lines cannot."""
+    found: list[Version] = []
+    broken = 0
+    for line in files.read_small(root / "names" / f"{name}.jsonl").splitlines():
+        try:
+            version = manifests.parse_version(json.loads(line))
+            if found and version.version <= found[-1].version:
+                raise ValueError("it is out of order")
+            found.append(version)
+        except (ValueError, KeyError, TypeError):
+            broken += 1
+    return found, broken
+
+
+def _check_log(root: Path, name: str, findings: Findings) -> list[Root]:
+    what = f"names/{name}.jsonl"
+    try:
+        log = manifests.read_log(root, name)
+    except ManifestNotFound:
+        return []
+    except DamageError as error:
+        findings.damage("log", what, reason(error), LINES)
+        try:
+            log, _ = readable_lines(root, name)
+        except (DamageError, FileNotFoundError):
+            return []
+    for before, line in zip([None, *log], log, strict=False):
+        _check_line(what, before, line, findings)
+    head = log[-1].version if log else 0
+    return [
+        Root(_now(root, line.manifest), "name", f"{name}@{line.version}", line.created, line.version, name)
+        for line in log
+        if _there(root, f"{name}@{line.version}", line.manifest, "manifest", findings, optional=line.version < head)
+    ]
+
+
+def _check_line(what: str, before: Version | None, line: Version, findings: Findings) -> None:
+    number, parent = (before.version, before.manifest) if before else (0, None)
+    follows, same = line.version == number + 1, line.parent == parent
+    if line.version <= number or follows != same:
+        findings.damage("log", what, f"The line of version {line.version} does not follow the one before it.", LINES)
+    elif not follows:
+        findings.notice("log", what, f"Versions {number + 1} to {line.version - 1} are missing.", "They were lost.")
+
+
+def _check_tags(root: Path, names: Iterable[str] | None, findings: Findings) -> list[Root]:
+    wanted = None if names is None else set(names)
+    found = []
+    for path in _entries(root / "tags"):
+        what = f"tags/{path.name}"
+        name, _, word = path.stem.rpartition("@")
+        if wanted is not None and name not in wanted:
+            continue
+        try:
+            tag = references.read_tag(root, name, word)
+        except ManifestNotFound:
+            continue  # deleted meanwhile
+        except UsageError:
+            findings.notice("leftover", what, "It is not the file of a tag.", "Nothing reads it.")
+            continue
+        except DamageError as error:
+            findings.damage("tag", what, reason(error), f"{ASIDE} Then tag again.")
+            continue
+        label = f"{tag.name}@{tag.tag}"
+        if _there(root, label, tag.manifest, "tag", findings):
+            found.append(Root(_now(root, tag.manifest), "tag", label, tag.created, tag.version, tag.name))
+    return found
+
+
+def _check_pins(root: Path, findings: Findings) -> list[Root]:
+    found = []
+    for path in _entries(root / "pins"):
+        try:
+            pin = references.read_pin(root, path.stem)
+        except UsageError:
+            findings.notice("leftover", f"pins/{path.name}", "It is not the file of a pin.", "Nothing reads it.")
+            continue
+        except DamageError as error:
+            findings.damage("pin", f"pins/{path.name}", reason(error), f"{ASIDE} The run is then not pinned.")
+            continue
+        if pin is not None:
+            found += [
+                Root(_now(root, identity), "pin", pin.path, pin.created)
+                for identity in pin.manifests
+                if _there(root, f"run {pin.path}", identity, "pin", findings)
+            ]
+    return found
+
+
+def _there(root: Path, label: str, identity: str, kind: Kind, findings: Findings, *, optional: bool = False) -> bool:
+    """Whether the manifest that something leads to is there; says so if not."""
+    now = _now(root, identity)
+    if manifests.manifest_path(root, now).exists():
+        return True
+    if optional:
+        findings.notice("manifest", label, f"Its manifest {now[:12]} was removed by gc, or lost.", BUILD)
+    else:
+        findings.damage(kind, label, f"Its manifest {now[:12]} is gone.", BUILD)
+    return False
+
+
+def _now(root: Path, identity: str) -> str:
+    try:
+        return references.follow(root, identity)
+    except DamageError:  # of the map, which is reported by itself
+        return identity
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
