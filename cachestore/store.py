@@ -101,6 +101,10 @@ class Store:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[type[Store], tuple[Path, str]]:
+        # another process opens it anew: an index and mappings cannot be sent
+        return Store, (self.root, "r" if self.readonly else "w")
+
     def close(self) -> None:
         """Release the index and all mapped shards."""
         self._mapped.clear()

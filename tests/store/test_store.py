@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import threading
 import time
@@ -379,3 +380,14 @@ def test_a_file_nobody_may_read_is_no_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", forbidden)
     with pytest.raises(StoreNotReadable, match=r"store\.json: Permission denied"):
         open_store(tmp_path / "store", mode="r")
+
+
+@pytest.mark.parametrize("mode", ["r", "w"])
+def test_a_store_can_be_sent_to_another_process(tmp_path, mode):
+    with open_store(tmp_path / "store") as made:
+        vectors = made.embed(["a", "b"], CountingEncoder())
+    with open_store(tmp_path / "store", mode=mode) as store, pickle.loads(pickle.dumps(store)) as sent:
+        assert (sent.root, sent.readonly) == (store.root, store.readonly)
+        again = CountingEncoder()
+        np.testing.assert_array_equal(sent.embed(["a", "b"], again), vectors)
+        assert again.seen == []
