@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,10 @@ _NAME = re.compile(r"[^\W_][\w.-]{0,127}")
 _ID = re.compile(r"[0-9a-f]{64}")
 
 
+Chunk: TypeAlias = tuple[list[NDArray[np.void]], list[NDArray[np.uint8]]]
+"""By column the keys (rows,), zeroed where there is none, and the reasons (rows,)."""
+
+
 @dataclass(frozen=True)
 class ManifestColumn:
     """A cached column: its name, and the encoder its vectors come from."""
@@ -44,12 +48,16 @@ class ManifestColumn:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One version of a dataset's features; ``chunks`` are (id, rows) in dataset order."""
+    """One version of a dataset's features; ``chunks`` are (id, rows) in dataset order.
+
+    ``held``: chunks in memory by id, of a manifest that was built on a store open for reading and so is not in it.
+    """
 
     id: str
     rows: int
     columns: tuple[ManifestColumn, ...]
     chunks: tuple[tuple[str, int], ...]
+    held: Mapping[str, Chunk] = field(default_factory=dict, compare=False, repr=False)
 
     def column(self, name: str) -> ManifestColumn:
         """The cached column of that name. Raises UsageError naming the nearest."""
@@ -107,7 +115,7 @@ def read_chunks(root: Path, manifest: Manifest, name: str) -> Iterator[tuple[NDA
     names = [column.name for column in manifest.columns]
     at = names.index(manifest.column(name).name)
     for identity, rows in manifest.chunks:
-        keys, reasons = read_chunk(root, identity, rows, names)
+        keys, reasons = manifest.held.get(identity) or read_chunk(root, identity, rows, names)
         yield keys[at], reasons[at]
 
 
@@ -118,17 +126,16 @@ def has_chunks(root: Path, manifest: Manifest) -> bool:
 
 def write_manifest(root: Path, columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> Manifest:
     """Write a manifest of those chunks; its id is the SHA-256 of the file."""
-    content = {
-        "format": FORMAT,
-        "rows": sum(rows for _, rows in chunks),
-        "columns": [
-            {"name": column.name, "fingerprint": column.fingerprint.hex(), "spec": column.spec, "dim": column.dim}
-            for column in columns
-        ],
-        "chunks": [{"id": identity, "rows": rows} for identity, rows in chunks],
-    }
-    data = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    data = _content(columns, chunks)
     return _parse(files.write_once(root, _MANIFESTS, data, ".json"), data)
+
+
+def hold_manifest(
+    columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]], held: Mapping[str, Chunk]
+) -> Manifest:
+    """The manifest that ``write_manifest`` would write, with its chunks, in memory alone."""
+    data = _content(columns, chunks)
+    return replace(_parse(sha256(data).hexdigest(), data), held=held)
 
 
 def read_manifest(root: Path, identity: str) -> Manifest:
@@ -256,6 +263,19 @@ def _parse(identity: str, data: bytes) -> Manifest:
         raise DamageError(f"Manifest {identity} cannot be read ({error}). Build its data set again.") from error
 
 
+def _content(columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> bytes:
+    content = {
+        "format": FORMAT,
+        "rows": sum(rows for _, rows in chunks),
+        "columns": [
+            {"name": column.name, "fingerprint": column.fingerprint.hex(), "spec": column.spec, "dim": column.dim}
+            for column in columns
+        ],
+        "chunks": [{"id": identity, "rows": rows} for identity, rows in chunks],
+    }
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def _chunk_schema(columns: Sequence[str]) -> pa.Schema:
     fields: list[pa.Field] = []
     for name in columns:
@@ -268,11 +288,16 @@ def read_chunk(
 ) -> tuple[list[NDArray[np.void]], list[NDArray[np.uint8]]]:
     """Per column of a chunk the keys (rows,), zeroed where a row has none, and the reasons (rows,).
 
-    Raises DamageError when it is gone, cannot be read, or does not hold what its id names.
+    Raises DamageError when it is gone, cannot be read, or does not hold what its id names, StoreFormatError when a newer version wrote it.
     """
     path = files.content_path(root, _CHUNKS, identity, ".arrow")
     try:
         reader = pa.ipc.open_file(pa.py_buffer(files.map_file(path)))
+        number = (reader.schema.metadata or {}).get(b"cachestore.format", b"")
+        if number.isdigit() and int(number) > FORMAT:
+            raise StoreFormatError(
+                f"{path} has format {int(number)}; this version reads up to {FORMAT}. Upgrade cachestore."
+            )
         if not reader.schema.equals(_chunk_schema(names), check_metadata=True) or reader.num_record_batches != 1:
             raise ValueError("its columns or format are not those of its manifest")
         batch = reader.get_batch(0)

@@ -9,6 +9,9 @@ import stat
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+from tests.faults.warm import Ended, Warm
 
 KINDS = {
     "shard": "shards/*/*.arrow",
@@ -26,6 +29,22 @@ KINDS = {
 def files_of(root: Path, kind: str) -> list[Path]:
     """The files of that class, in an order that does not change from one copy of a store to the next."""
     return sorted(root.glob(KINDS[kind]))
+
+
+def ask(warm: Warm, question: str, folder: Path, **settings: Any) -> Ended:
+    """Run a function of ``tests.faults.readers`` on a folder, in a process of its own."""
+    return warm.run(f"tests.faults.readers:{question}", folder=str(folder), **settings)
+
+
+def command(warm: Warm, *arguments: object) -> Ended:
+    """Run a command in a process of its own."""
+    return warm.run("tests.faults.readers:command", arguments=[str(argument) for argument in arguments])
+
+
+def sound_store(warm: Warm, folder: Path) -> Path:
+    """A new folder with a table and the small store built of it, with a file of every class. Tests harm copies of it."""
+    assert ask(warm, "make", folder / "sound").code == 0
+    return folder / "sound"
 
 
 def copied(folder: Path, place: Path) -> Path:

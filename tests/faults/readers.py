@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+import lmdb.verify
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import open_store, references
+from cachestore import index_file, open_store, references, verify
 from cachestore.build import run
 from cachestore.errors import CachestoreError, DamageError, StoreError
 from cachestore.fill import Limits
@@ -17,11 +19,14 @@ from cachestore.index import Locations
 from cachestore.keys import Key, fingerprint, keys
 from cachestore.shard import stored_dtype
 from cachestore.store import Store
+from cli import app
 from tests.store.counting import CountingEncoder
 
 ROWS, FIRST_ROWS, SHARD_ROWS = 90, 60, 25
 LIMITS = Limits(shard_rows=SHARD_ROWS, window_rows=SHARD_ROWS)
 COLUMNS = ("text", "title")
+VECTORS = 79 + 45
+"""How many vectors the small store holds."""
 
 
 def encoders() -> dict[str, CountingEncoder]:
@@ -106,7 +111,9 @@ def _wrong(vectors: NDArray[Any], mask: NDArray[np.bool_], place: Path, column: 
     cells = [line.split(",")[at].encode() for line in (place / "table.csv").read_text().splitlines()[1:]][: len(mask)]
     truth = encoders()[column].encode(cells).astype(vectors.dtype)
     there = np.array([bool(cell) for cell in cells])
-    return int(((vectors.view(np.uint8) != truth.view(np.uint8)).any(axis=1) & there & mask).sum() + (mask != there).sum())
+    return int(
+        ((vectors.view(np.uint8) != truth.view(np.uint8)).any(axis=1) & there & mask).sum() + (mask != there).sum()
+    )
 
 
 def again(folder: str) -> dict[str, Any]:
@@ -123,5 +130,45 @@ def again(folder: str) -> dict[str, Any]:
 
 def verified(folder: str) -> dict[str, Any]:
     """What ``verify`` finds in a store when it reads everything."""
-    findings = verify.verify(Path(folder) / "store", read_data=True)
-    return {"findings": [str(finding) for finding in findings]}
+    # LMDB's checker is pure Python: in this process it costs no interpreter's start
+    index_file._check = _checked_here  # type: ignore[assignment]
+    report = verify.verify(Path(folder) / "store", read_data=True, seed=1)
+    return {"damage": [str(finding) for finding in report.damage]}
+
+
+def _checked_here(folder: Path) -> tuple[list[str], bool]:
+    try:
+        return lmdb.verify.verify(str(folder)), False
+    except lmdb.verify.VerifyError as error:
+        return [str(error)], False
+
+
+def placed(folder: str, mode: Literal["r", "w"] = "r") -> dict[str, str]:
+    """Where the index says that each key lies: the shard's name and the row. In mode "w" what others left is mended first."""
+    found: dict[str, str] = {}
+    with warnings.catch_warnings(), open_store(Path(folder) / "store", mode) as store:
+        warnings.simplefilter("ignore")
+        if mode == "w":
+            with store.writing():
+                pass
+        names = store.index.names(store.index.shards())
+        for block, places in store.index.entries():
+            for key, number, row in zip(block, places.shards.tolist(), places.rows.tolist(), strict=True):
+                found[key.tobytes().hex()] = f"{names[number]} {row}"
+    return found
+
+
+def command(arguments: list[str]) -> None:
+    """Run a command as the shell would; its exit code is this process's."""
+    name = arguments[0]
+    if name not in {registered.name for registered in app.app.registered_commands}:
+        app.app.command(name)(importlib.import_module(f"cli.{name}").command)
+    raise SystemExit(app.run(arguments))
+
+
+def make_of_the_future(folder: str, modules: list[str]) -> dict[str, Any]:
+    """``make``, by a version of this package whose files of those modules have the next format."""
+    for name in modules:
+        module = importlib.import_module(name)
+        module.FORMAT += 1
+    return make(folder)
