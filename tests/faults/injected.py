@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 from cachestore import files
@@ -48,6 +51,24 @@ def fail_at(step: int, names: tuple[str, ...], *, persistent: bool, number: int 
         else:
             _before_os(name, fault)
     return lambda: count
+
+
+def shift_clock(seconds: float) -> None:
+    """The wall clock of this process is wrong by so many seconds; the monotonic one is as it was."""
+    if not seconds:
+        return
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + seconds
+    time.time_ns = lambda: now_ns() + int(seconds * 1e9)
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(seconds=seconds)
+
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "cachestore"]:
+        if getattr(module, "datetime", None) is datetime:
+            module.datetime = Shifted  # type: ignore[attr-defined]
 
 
 def _before_os(name: str, fault: Callable[[], None]) -> None:

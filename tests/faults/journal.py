@@ -1,4 +1,4 @@
-"""A power cut, played: what a process asked the system to do is written down, and any moment's disk is rebuilt from what was synced by then.
+"""A power cut, played: what a process asks of the system is written down, and any moment's disk is made of what was synced by then.
 
 ``record`` watches one process (os.open, write, fsync, rename, unlink, mkdir, rmdir as Python calls them). ``rebuild`` makes the
 folder that a power cut leaves after the first n events: content that was synced, under names whose folder was synced; what was not
@@ -73,7 +73,9 @@ def record(root: Path, copies: Path) -> Journal:
     def on_fsync(_: None, descriptor: int) -> None:
         if descriptor in opened:
             for entry in os.scandir(opened[descriptor]) if os.path.isdir(opened[descriptor]) else ():
-                journal.note("mkdir" if entry.is_dir() else "create", entry.path)  # those that LMDB made are not known yet
+                journal.note(
+                    "mkdir" if entry.is_dir() else "create", entry.path
+                )  # those that LMDB made are not known yet
             journal.note("fsync", opened[descriptor])
 
     def on_two(name: str) -> Callable[..., None]:

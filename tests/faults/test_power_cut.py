@@ -1,4 +1,4 @@
-"""B3 6: the power fails at any moment, and what was not synced is lost, or is there by luck: nothing stored is lost, nothing partial is seen."""
+"""B3 6: the power fails at any moment, and what was not synced is gone, or there by luck: nothing is lost, nothing partial is seen."""
 
 from __future__ import annotations
 

@@ -73,15 +73,17 @@ def build(
     table: str = "table.csv",
     limits: dict[str, Any] | None = None,
     resources: dict[str, int] | None = None,
+    clock: float = 0.0,
 ) -> dict[str, Any]:
     """Build the table into the store beside it, noting what is done in a ledger of this process.
 
     ``die`` is a step for ``die_at``; ``fail`` are (step, names, persistent) for ``fail_at``; ``limits`` are of a Fill, ``resources``
-    those of the operating system, by name.
+    those of the operating system, by name; ``clock`` is by how many seconds the clock of this process is wrong.
     """
     notes = noting(Path(folder))
     for limit, most in (resources or {}).items():
         resource.setrlimit(getattr(resource, limit), (most, most))
+    injected.shift_clock(clock)
     steps = None
     if die:
         injected.die_at(die)

@@ -62,7 +62,7 @@ class Child:
     def stop(self) -> None:
         """Freeze it, as a suspended laptop does; returns when it is frozen."""
         os.kill(self.pid, signal.SIGSTOP)
-        wait_until(lambda: _state(self.pid) == "T", f"process {self.pid} to stop")
+        wait_until(lambda: state(self.pid) == "T", f"process {self.pid} to stop")
 
     def go(self) -> None:
         """Let a process go that was started with ``gate``."""
@@ -147,7 +147,8 @@ def wait_until(condition: Any, what: str, timeout: float = 30.0) -> None:
         time.sleep(0.002)
 
 
-def _state(pid: int) -> str:
+def state(pid: int) -> str:
+    """The letter that /proc shows: T for stopped, Z for ended."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
