@@ -8,25 +8,43 @@ from the id of the manifest that had them to that of the one without; a manifest
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal
 
-from cachestore import files, header, locks
+from cachestore import files, records
 from cachestore import manifest as manifests
-from cachestore.errors import DamageError, ManifestNotFound, StoreFormatError, UsageError, nearest
+from cachestore.errors import DamageError, ManifestNotFound, UsageError, nearest
 from cachestore.manifest import Version
+from cachestore.pins import Pin, drop_pin, pins, read_pin, write_pin
 
-FORMAT: Final = 1
-_TAGS, _PINS, _SUPERSEDED = "tags", "pins", "superseded.json"
+__all__ = [
+    "Pin",
+    "Root",
+    "Tag",
+    "delete_tag",
+    "drop_pin",
+    "follow",
+    "pins",
+    "read_pin",
+    "read_tag",
+    "reference_to",
+    "resolve",
+    "roots",
+    "supersede",
+    "superseded",
+    "tags",
+    "version",
+    "write_pin",
+    "write_tag",
+]
+
+_TAGS, _SUPERSEDED = "tags", "superseded.json"
 _ID = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,63}")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -38,22 +56,6 @@ class Tag:
     version: int
     manifest: str
     created: str
-
-
-@dataclass(frozen=True)
-class Pin:
-    """The manifests that a run was trained on; ``run`` is its id, ``path`` its absolute directory."""
-
-    run: str
-    path: str
-    manifests: tuple[str, ...]
-    created: str
-
-    def missing(self) -> bool:
-        """Whether the run is gone: none of its id lies at its path, nor beside it on its way there."""
-        place = Path(self.path)
-        marks = [place / "run.json", *place.parent.glob(f".{_escaped(place.name)}.new-*/run.json")]
-        return all(_run_id(mark) != self.run for mark in marks)
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,6 @@ def version(root: Path, name: str, number: int | None = None) -> Version:
     raise ManifestNotFound(f"There is no version {number} of {name!r} in the store at {root}; it has {there}.")
 
 
-def collected(root: Path, line: Version) -> bool:
-    """Whether the manifest of a version is no longer there, nor one that supersedes it."""
-    return not _exists(root, follow(root, line.manifest))
-
-
 def reference_to(root: Path, manifest_id: str, name: str | None = None) -> str:
     """``NAME@VERSION`` of the newest version that is that manifest, of ``name`` first, then of any; else its id."""
     for candidate in [*([name] if name else []), *manifests.names(root)]:
@@ -125,14 +122,17 @@ def superseded(root: Path) -> dict[str, str]:
     """Old manifest id → the id that took its place."""
     path = root / _SUPERSEDED
     what = "Restore it from a backup; without it, versions that rows were forgotten from cannot be found"
-    return _read(path, lambda content: {str(old): str(new) for old, new in content["manifests"].items()}, what) or {}
+    return (
+        records.read(path, lambda content: {str(old): str(new) for old, new in content["manifests"].items()}, what)
+        or {}
+    )
 
 
 def supersede(root: Path, replaced: Mapping[str, str]) -> None:
     """Add to what took the place of which manifest. The caller holds ``builders``, as ``Store.alone`` does."""
     if replaced:
-        with _names(root):
-            _write(root, root / _SUPERSEDED, {"manifests": {**superseded(root), **replaced}})
+        with records.names(root):
+            records.write(root, root / _SUPERSEDED, {"manifests": {**superseded(root), **replaced}})
 
 
 # -- tags --------------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def supersede(root: Path, replaced: Mapping[str, str]) -> None:
 
 def tags(root: Path) -> list[Tag]:
     """All tags, by name and word. Raises DamageError for one that cannot be read."""
-    found = (_tag_at(path) for path in _small_files(root / _TAGS))
+    found = (_tag_at(path) for path in records.listed(root / _TAGS))
     return sorted((tag for tag in found if tag), key=lambda tag: (tag.name, tag.tag))
 
 
@@ -163,14 +163,14 @@ def write_tag(root: Path, tag: Tag) -> None:
     Raises UsageError when the tag is another manifest's, ManifestNotFound when that of the tag is not there.
     """
     path = _tag_path(root, tag.name, tag.tag)
-    with _writing(root):
+    with records.writing(root):
         if not _exists(root, tag.manifest):
             raise ManifestNotFound(
                 f"The store at {root} holds no manifest {tag.manifest}. Build its data set again, or tag another version."
             )
         old = _tag_at(path)
         if old is None:
-            _write(root, path, asdict(tag))
+            records.write(root, path, asdict(tag))
         elif follow(root, old.manifest) != tag.manifest:
             raise UsageError(
                 f"The tag {tag.name}@{tag.tag} is version {old.version} (manifest {old.manifest[:12]}), and a tag does not move. "
@@ -180,39 +180,11 @@ def write_tag(root: Path, tag: Tag) -> None:
 
 def delete_tag(root: Path, name: str, tag: str) -> None:
     """Delete a tag. Raises ManifestNotFound when there is none."""
-    with _names(root):
+    with records.names(root):
         path = _tag_path(root, name, tag)
         if not path.exists():
             read_tag(root, name, tag)
         files.remove(path)  # one that cannot be read as well
-
-
-# -- pins --------------------------------------------------------------------------------------------------------------
-
-
-def pins(root: Path) -> list[Pin]:
-    """All pins, oldest first. Raises DamageError for one that cannot be read."""
-    found = (
-        _read(path, _pin, "Delete it; the run that it is of is then not pinned") for path in _small_files(root / _PINS)
-    )
-    return sorted((pin for pin in found if pin), key=lambda pin: (pin.created, pin.run))
-
-
-def read_pin(root: Path, run: str) -> Pin | None:
-    """What a run pinned, None when there is no such pin. Raises DamageError when it cannot be read."""
-    return _read(_pin_path(root, run), _pin, "Delete it; the run that it is of is then not pinned")
-
-
-def write_pin(root: Path, pin: Pin) -> None:
-    """Keep a run's manifests until the pin is dropped; one of the same run is replaced."""
-    with _writing(root):
-        _write(root, _pin_path(root, pin.run), asdict(pin))
-
-
-def drop_pin(root: Path, run: str) -> None:
-    """Let go what a run pinned; there may be no such pin."""
-    with _names(root):
-        files.remove(_pin_path(root, run))
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------
@@ -300,83 +272,14 @@ def _tag_path(root: Path, name: str, tag: str) -> Path:
 def _tag_at(path: Path) -> Tag | None:
     def parse(content: Mapping[str, Any]) -> Tag:
         found = Tag(
-            content["name"], content["tag"], int(content["version"]), _id(content["manifest"]), content["created"]
+            content["name"],
+            content["tag"],
+            int(content["version"]),
+            records.manifest_id(content["manifest"]),
+            content["created"],
         )
         if f"{found.name}@{found.tag}" != path.stem:
             raise ValueError("it is of another tag")
         return found
 
-    return _read(path, parse, "Delete it and tag again")
-
-
-def _pin_path(root: Path, run: str) -> Path:
-    if not _RUN.fullmatch(run):
-        raise UsageError(f"{run!r} is not the id of a run.")
-    return root / _PINS / f"{run}.json"
-
-
-def _pin(content: Mapping[str, Any]) -> Pin:
-    return Pin(
-        content["run"], content["path"], tuple(_id(identity) for identity in content["manifests"]), content["created"]
-    )
-
-
-def _id(value: Any) -> str:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise ValueError(f"{value!r} is no manifest id")
-    return value
-
-
-def _run_id(mark: Path) -> object:
-    """The id of the run that a file run.json marks, None where there is none."""
-    try:
-        found = json.loads(mark.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found.get("id") if isinstance(found, dict) else None
-
-
-def _escaped(name: str) -> str:
-    """A file's name as a glob pattern that matches it alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _small_files(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _read(path: Path, parse: Callable[[dict[str, Any]], _T], advice: str) -> _T | None:
-    """What ``parse`` makes of a JSON object, None when there is no such file."""
-    try:
-        content = json.loads(files.read_small(path))
-        if content["format"] > FORMAT:
-            raise StoreFormatError(
-                f"{path} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
-            )
-        return parse(content)
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamageError(f"{path} cannot be read ({error}). {advice}.") from error
-
-
-def _write(root: Path, path: Path, content: Mapping[str, Any]) -> None:
-    # ASCII: a path that is not UTF-8 has no other form
-    data = json.dumps({"format": FORMAT, **content}, sort_keys=True, indent=1) + "\n"
-    files.replace_small(root, path, data.encode())
-
-
-@contextlib.contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    """``builders`` keeps others from sweeping the temporary file, and whoever is alone from removing what is referred to."""
-    with locks.held(root, "builders", exclusive=False, timeout=header.LOCK_SECONDS), _names(root):
-        yield
-
-
-@contextlib.contextmanager
-def _names(root: Path) -> Iterator[None]:
-    with locks.held(root, "names", exclusive=True, timeout=header.LOCK_SECONDS):
-        yield
+    return records.read(path, parse, "Delete it and tag again")

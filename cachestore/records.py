@@ -1,0 +1,68 @@
+"""The small files of a store that are one JSON object each: read with their format and shape checked, written under the store's locks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from cachestore import files, header, locks
+from cachestore.errors import DamageError, StoreFormatError
+
+FORMAT: Final = 1
+_ID = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+def listed(folder: Path) -> list[Path]:
+    """The files of a folder, sorted; none when it is not there."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read(path: Path, parse: Callable[[dict[str, Any]], _T], advice: str) -> _T | None:
+    """What ``parse`` makes of a JSON object, None when there is no such file."""
+    try:
+        content = json.loads(files.read_small(path))
+        if content["format"] > FORMAT:
+            raise StoreFormatError(
+                f"{path} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
+            )
+        return parse(content)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamageError(f"{path} cannot be read ({error}). {advice}.") from error
+
+
+def manifest_id(value: Any) -> str:
+    """The id itself. Raises ValueError when it cannot be one."""
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise ValueError(f"{value!r} is no manifest id")
+    return value
+
+
+def write(root: Path, path: Path, content: Mapping[str, Any]) -> None:
+    """Replace such a file. Only inside ``writing``, or while the caller is alone in the store."""
+    # ASCII: a path that is not UTF-8 has no other form
+    data = json.dumps({"format": FORMAT, **content}, sort_keys=True, indent=1) + "\n"
+    files.replace_small(root, path, data.encode())
+
+
+@contextlib.contextmanager
+def writing(root: Path) -> Iterator[None]:
+    """``builders`` keeps others from sweeping the temporary file, and whoever is alone from removing what is referred to."""
+    with locks.held(root, "builders", exclusive=False, timeout=header.LOCK_SECONDS), names(root):
+        yield
+
+
+@contextlib.contextmanager
+def names(root: Path) -> Iterator[None]:
+    """For the moment in which what leads to manifests changes."""
+    with locks.held(root, "names", exclusive=True, timeout=header.LOCK_SECONDS):
+        yield
