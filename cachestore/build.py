@@ -22,10 +22,20 @@ from cachestore import dataset as datasets
 from cachestore import manifest as manifests
 from cachestore.dataset import KEPT_SKIPPED, Dataset, SkippedCell
 from cachestore.encoders import Encoder, EncoderLike
-from cachestore.errors import DamageError, ManifestNotFound, UsageError
+from cachestore.errors import DamageError, ManifestNotFound, StoreNotWritable, UsageError
 from cachestore.fill import Fill, Limits
 from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint, keys
-from cachestore.manifest import CHUNK_ROWS, MISSING, PRESENT, SKIPPED, Manifest, ManifestColumn, write_chunk
+from cachestore.manifest import (
+    CHUNK_ROWS,
+    MISSING,
+    PRESENT,
+    SKIPPED,
+    Chunk,
+    Manifest,
+    ManifestColumn,
+    chunk_id,
+    write_chunk,
+)
 from cachestore.store import Store
 from cachestore.version import __version__
 
@@ -97,18 +107,22 @@ def run(
 ) -> Build:
     """As ``build``, and tells what it did; with ``named`` false, no name is made to lead to the manifest.
 
+    On a store open for reading, which must hold every vector then, nothing is written and the manifest is in memory alone.
     Raises DataError, ColumnNotFound, EncoderError, UsageError and StoreError.
     """
     began = time.monotonic()
     dataset = open_columns(data, columns)
     if name is not None:
         manifests.check_name(name)
-    elif named and dataset.path is not None:
+    elif named and dataset.path is not None and not store.readonly:
         name = _derived_name(store, dataset.path.absolute())
     opened = {column: store.open_encoder(columns[column]) for column in sorted(columns)}
     source = _source_key(dataset, opened)
     finished = _recognise(store, source)
-    if finished is None or (name and not store.leads(name, finished.manifest)):
+    if store.readonly and not name:
+        if finished is None:
+            finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
+    elif finished is None or (name and not store.leads(name, finished.manifest)):
         with store.writing():
             if finished is not None:
                 finished = _recognise(store, source)  # it may have been collected before this held the store
@@ -180,6 +194,9 @@ class _Running:
         self.rows = self.open_rows = self.hits = self.missing = self.skipped = 0
         self.skipped_cells: list[SkippedCell] = []
         self.chunks: list[tuple[str, int]] = []
+        self.held: dict[str, Chunk] = {}
+        self.lacking = 0
+        """cells without a vector, on a store open for reading"""
 
     def finish(self) -> Build:
         with contextlib.ExitStack() as stack:
@@ -191,7 +208,11 @@ class _Running:
             ManifestColumn(column.name, column.fingerprint, column.encoder.spec, column.encoder.dim)
             for column in self.columns
         ]
-        manifest = self.store.write_manifest(described, self.chunks)
+        if self.store.readonly:
+            self.require_all()
+            manifest = manifests.hold_manifest(described, self.chunks, self.held)
+        else:
+            manifest = self.store.write_manifest(described, self.chunks)
         encoded = sum(fill.encoded for fill in self.fills.values())
         hits = self.hits + sum(fill.found for fill in self.fills.values())
         duplicates = self.rows * len(self.columns) - encoded - hits - self.missing - self.skipped
@@ -231,6 +252,9 @@ class _Running:
         """Hand the payloads that the store lacks to the column's fill, each once."""
         numbers = self.store.index.lookup(names).shards
         self.hits += int(((numbers >= 0) & ~np.isin(numbers, list(fill.shards))).sum())
+        if self.store.readonly:
+            self.lacking += sum(names[row] is not None for row in np.flatnonzero(numbers < 0).tolist())
+            return
         added: set[Key] = set()  # the lookup is older than what this batch itself stores
         for row in np.flatnonzero(numbers < 0).tolist():
             key, payload = names[row], payloads[row]
@@ -250,12 +274,27 @@ class _Running:
             chunk_reasons.append(np.concatenate([*column.reasons, np.empty(0, np.uint8)]))
             column.keys, column.reasons = [], []
             self.refuse(column, chunk_keys[-1], chunk_reasons[-1])
-        identity = write_chunk(self.store.root, [column.name for column in self.columns], chunk_keys, chunk_reasons)
+        names = [column.name for column in self.columns]
+        if self.store.readonly:
+            identity = chunk_id(names, chunk_keys, chunk_reasons)
+            self.held[identity] = chunk_keys, chunk_reasons
+        else:
+            identity = write_chunk(self.store.root, names, chunk_keys, chunk_reasons)
         self.chunks.append((identity, self.open_rows))
         self.open_rows = 0
 
+    def require_all(self) -> None:
+        """Raises StoreNotWritable when the store, open for reading, lacks vectors."""
+        if self.lacking:
+            raise StoreNotWritable(
+                f"The store at {self.store.root} is open for reading only, and lacks the vectors of {self.lacking:,} cells of "
+                f"{self.dataset.label}. Build it as a user who may write, or name another store with --store."
+            )
+
     def store_all(self) -> None:
         """Have everything taken so far stored, by this build or by the others that encode it."""
+        if self.store.readonly:
+            return
         for fill in self.fills.values():
             fill.flush()
         for fill in self.fills.values():  # not before all are flushed: who waits must hold no claims
@@ -297,10 +336,7 @@ def _source_key(dataset: Dataset, encoders: Mapping[str, Encoder]) -> bytes | No
     if digest is None:
         return None
     columns = [[column, fingerprint(encoder.spec).hex()] for column, encoder in encoders.items()]
-    return (
-        b"source:"
-        + sha256(canonical([digest, dict(dataset.options), columns, __version__])).digest()
-    )
+    return b"source:" + sha256(canonical([digest, dict(dataset.options), columns, __version__])).digest()
 
 
 def _recognise(store: Store, source: bytes | None) -> Build | None:

@@ -70,6 +70,13 @@ def test_what_the_store_holds_is_served_and_what_it_lacks_refused(
     assert str(store) in done.err
     assert REMARK not in command(*lines(name, run, reviews, config), "--store", store, "--quiet").err
 
+    files = {path for path in store.rglob("*") if path.is_file()}
+    head, *known = reviews.read_text(encoding="utf-8").splitlines(keepends=True)
+    reviews.write_text("".join([head, *known[::-1], *known]), encoding="utf-8")  # another file, the same texts
+    done = command(*lines(name, run, reviews, config), "--store", store)
+    assert done.code == 0, done.err
+    assert {path for path in store.rglob("*") if path.is_file()} == files
+
     reviews.write_text("text,stars\nnew,1\nmore,2\nand more,3\nthe last,4\n", encoding="utf-8")
     lacking = command(*lines(name, run, reviews, config), "--store", store, "--json")
     assert lacking.code == 3
