@@ -193,7 +193,9 @@ class _Checking:
             raise DataError(
                 f"{self.dataset.label}: column {self.vector_column!r} has type {kind}. Vectors are lists of float16, float32 or float64."
             )
-        column = column.take(pa.array(there, pa.int64()))
+        if len(there) < len(column):
+            indices = pa.Array.from_buffers(pa.int64(), len(there), [None, pa.py_buffer(there.astype(np.int64))])
+            column = column.take(indices)  # not pa.array: it imports pandas
         lengths = pc.fill_null(pc.list_value_length(column), -1).cast(pa.int32())
         counts = np.frombuffer(lengths.buffers()[1], np.int32, len(lengths)) if len(there) else np.empty(0, np.int32)
         wrong = np.flatnonzero(counts != self.dim)
