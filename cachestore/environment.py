@@ -91,11 +91,10 @@ class Environment:
             self.identity = _identity(folder)
             if writable:
                 files.sync_folder(folder)  # LMDB syncs what it writes, but not that the file is there
-        except lmdb.Error as error:
-            self._lmdb.close()
-            raise _translate(error, folder) from error
-        except StoreError:
-            self._lmdb.close()
+        except BaseException as error:
+            self._lmdb.close()  # or LMDB would say ever after that it is open
+            if isinstance(error, lmdb.Error):
+                raise _translate(error, folder) from error
             raise
 
     def read(self, database: bytes, body: Callable[[Transaction], _T]) -> _T:

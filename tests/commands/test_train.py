@@ -167,15 +167,19 @@ def test_predictions_are_written_whole_or_not_at_all(
     command: Command, run: Path, data: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str,
     stopped: BaseException,
 ) -> None:  # fmt: skip
-    def stop(_descriptor: int) -> None:
-        raise stopped
-
     folder = tmp_path / "predictions"
     folder.mkdir()
+    real = os.fsync
+
+    def stop(descriptor: int) -> None:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).is_relative_to(folder):
+            raise stopped
+        real(descriptor)
+
     arguments = ("predict", run, data, "-o", folder / f"out{suffix}", "--store", store)
     assert command(*arguments).code == 0
     before = (folder / f"out{suffix}").read_bytes()
-    monkeypatch.setattr("trainer.files.os.fsync", stop)
+    monkeypatch.setattr(os, "fsync", stop)
     done = command(*arguments)
     assert done.code == (130 if isinstance(stopped, KeyboardInterrupt) else 2)
     assert (folder / f"out{suffix}").read_bytes() == before
