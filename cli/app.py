@@ -10,7 +10,25 @@ from typing import Annotated, Any
 import typer
 
 from cachestore.errors import CachestoreError
-from cli import build, demo, diff, evaluate, export, imports, log, ls, output, predict, tag, train
+from cli import (
+    build,
+    demo,
+    diff,
+    evaluate,
+    explain,
+    export,
+    forget,
+    gc,
+    imports,
+    log,
+    ls,
+    output,
+    predict,
+    stats,
+    tag,
+    train,
+    verify,
+)
 
 # typer raises this class for bad arguments, but exports only the subclass.
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[1]
@@ -46,6 +64,11 @@ for name, module in {
     "log": log,
     "diff": diff,
     "tag": tag,
+    "explain": explain,
+    "stats": stats,
+    "verify": verify,
+    "gc": gc,
+    "forget": forget,
     "export": export,
     "import": imports,
     "demo": demo,
