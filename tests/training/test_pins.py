@@ -52,8 +52,10 @@ def test_a_run_pins_what_it_was_trained_on_and_names_its_versions(tmp_path: Path
     run = train(CONFIG, write(data, 40), store, test=test, output=tmp_path / "run")
     assert run.references == {"train": ["reviews@2"], "test": ["test@1"]}
     assert open_run(run.path).references == run.references
-    pin = references.pins(store.root)[-1]
-    assert (pin.run, pin.path) == (mark(run), str(tmp_path / "run"))
+    assert len(references.pins(store.root)) == 2
+    pin = references.read_pin(store.root, mark(run))
+    assert pin is not None
+    assert pin.path == str(tmp_path / "run")
     assert pin.manifests == (store.manifest("reviews@2").id, store.manifest("test").id)
     assert pin.manifests == tuple(identity for listed in run.manifests.values() for identity in listed)
     assert not pin.missing()
