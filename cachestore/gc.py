@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cachestore import files, reconcile, references
+from cachestore import files, reconcile
 from cachestore.errors import StoreFull
 from cachestore.gc_plan import DAY, Item, Plan, Rules, Sparse, plan_gc, plan_leftovers, shard_path
 from cachestore.index import ShardEntry
+from cachestore.pins import drop_pin
 from cachestore.repack import repack
 from cachestore.store import Store
 
@@ -80,7 +81,7 @@ def execute(plan: Plan) -> Collected:
     freed = _delete_leftovers(plan)
     try:
         for pin in plan.pins:
-            references.drop_pin(store.root, pin.run)
+            drop_pin(store.root, pin.run)
         trash = _Trash(plan)
         # what names goes before what is named
         for item in (*plan.manifests, *plan.chunks):

@@ -18,7 +18,7 @@ from cachestore.errors import CachestoreError, DamageError, ManifestNotFound, Us
 from cachestore.index import ShardEntry
 from cachestore.manifest import Manifest
 from cachestore.marks import Table, places_by_chunk
-from cachestore.references import Pin
+from cachestore.pins import Pin, pins
 from cachestore.store import Store
 
 DAY: Final = 86_400.0
@@ -175,10 +175,10 @@ class _Planning:
             self.notes.append(
                 f"{self.root / 'quarantine'} holds {quarantined:,} bytes of damaged files, which gc leaves alone."
             )
-        pins = [pin for pin in references.pins(self.root) if pin.missing()] if self.rules.drop_missing_runs else []
+        missing = [pin for pin in pins(self.root) if pin.missing()] if self.rules.drop_missing_runs else []
         plan = replace(
             plan_leftovers(self.store, self.rules, self.now),
-            pins=tuple(pins),
+            pins=tuple(missing),
             superseded=tuple(self.superseded),
             shards=len(self.entries),
             shard_bytes=_sum(self.entries.values()),
@@ -243,7 +243,7 @@ class _Planning:
                 old.setdefault(root.manifest, []).append(root.label)
             else:
                 wanted[root.manifest] = root.label
-        for pin in references.pins(self.root):
+        for pin in pins(self.root):
             if pin.run not in dropped:
                 wanted.update(
                     {references.follow(self.root, identity): f"the run {pin.path}" for identity in pin.manifests}

@@ -8,13 +8,14 @@ import json
 import numpy as np
 import pytest
 
-from cachestore import files, forget, gc, open_store, references
+from cachestore import files, forget, gc, open_store
 from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import DamageError, ManifestNotFound, StoreLocked, StoreNotWritable, UsageError
 from cachestore.fill import Limits
 from cachestore.keys import fingerprint, key
 from cachestore.manifest import FORGOTTEN, PRESENT
+from cachestore.pins import Pin, write_pin
 from tests.store.counting import CountingEncoder
 
 SMALL = Limits(shard_rows=10, window_rows=10)
@@ -110,7 +111,7 @@ def test_the_audit_says_what_was_done_without_the_content(store, tmp_path):
 def test_versions_tags_and_runs_follow_to_what_is_left(store, tmp_path):
     versions = [build(store, table(tmp_path, 0, last), "reviews") for last in (10, 20, 30)]
     store.tag("reviews", "paper", 2)
-    references.write_pin(store.root, references.Pin("aa", "/runs/a", (versions[1].id,), "2026-01-01T00:00:00+00:00"))
+    write_pin(store.root, Pin("aa", "/runs/a", (versions[1].id,), "2026-01-01T00:00:00+00:00"))
     plan, _ = forget.forget(store, [b"text 15"])
     assert (plan.versions, plan.tags, plan.runs) == (("reviews@2", "reviews@3"), ("reviews@paper",), ("/runs/a",))
     assert plan.sources == (str(tmp_path / "data.csv"),)

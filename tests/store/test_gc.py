@@ -9,13 +9,14 @@ import time
 import numpy as np
 import pytest
 
-from cachestore import files, gc, open_store, references
+from cachestore import files, gc, open_store
 from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import DamageError, StoreNotWritable, UsageError
 from cachestore.fill import Limits
 from cachestore.gc import DAY, Rules
 from cachestore.keys import fingerprint, keys
+from cachestore.pins import Pin, pins, write_pin
 from tests.store.counting import CountingEncoder
 
 SMALL = Limits(shard_rows=10, window_rows=10)
@@ -273,9 +274,7 @@ def test_a_manifest_that_several_names_lead_to_stays_while_one_keeps_it(store):
 def pin(store, place, run_id, *pinned):
     place.mkdir(exist_ok=True)
     (place / "run.json").write_text(json.dumps({"id": run_id}))
-    references.write_pin(
-        store.root, references.Pin(run_id, str(place), tuple(each.id for each in pinned), "2026-01-01T00:00:00+00:00")
-    )
+    write_pin(store.root, Pin(run_id, str(place), tuple(each.id for each in pinned), "2026-01-01T00:00:00+00:00"))
 
 
 def test_pins_hold_until_their_run_is_gone_and_asked_for(store, tmp_path):
@@ -289,7 +288,7 @@ def test_pins_hold_until_their_run_is_gone_and_asked_for(store, tmp_path):
     assert intact(store, pinned, 0, 10)
     plan, _ = collect(store, unreferenced_older_than=0, drop_missing_runs=True)
     assert [each.run for each in plan.pins] == ["aa"]
-    assert [each.run for each in references.pins(store.root)] == ["bb"]
+    assert [each.run for each in pins(store.root)] == ["bb"]
     assert intact(store, other, 10, 20)
     with pytest.raises(Exception, match="holds no manifest"):
         store.vectors(pinned.id, "text")
