@@ -82,15 +82,18 @@ class Shard:
         limit = 0xF800 if self.vectors.dtype.itemsize == 2 else 0xFF000000
         block = max(1, _BLOCK // max(bits.itemsize * dim, 1))
         unsigned = np.empty((block, dim), bits.dtype)
-        largest = np.zeros(rows, bits.dtype)
+        infinite, zero = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for start in range(0, rows, block):
-            part = bits[start : start + block]
-            np.left_shift(part, 1, out=unsigned[: len(part)])
-            np.max(unsigned[: len(part)], axis=1, out=largest[start : start + block])
+            part = unsigned[: min(block, rows - start)]
+            np.left_shift(bits[start : start + block], 1, out=part)
+            if part.max(initial=0) >= limit:
+                infinite.append(start + np.flatnonzero(part.max(axis=1) >= limit))
+            if len(maybe := np.flatnonzero(part[:, :1].max(axis=1, initial=0) == 0)):
+                zero.append(start + maybe[~part[maybe].any(axis=1)])
         return Faults(
             wrong=np.flatnonzero(_checks(self.keys, self.vectors) != self.checks),
-            infinite=np.flatnonzero(largest >= limit),
-            zero=np.flatnonzero(largest == 0),
+            infinite=np.concatenate(infinite),
+            zero=np.concatenate(zero),
         )
 
 
@@ -104,7 +107,9 @@ class Faults:
 
     def sound(self, rows: int) -> NDArray[np.int64]:
         """The rows of ``rows`` whose check is right and whose vector is finite."""
-        return np.setdiff1d(np.arange(rows), np.concatenate([self.wrong, self.infinite]))
+        kept = np.ones(rows, np.bool_)
+        kept[self.wrong] = kept[self.infinite] = False
+        return np.flatnonzero(kept)
 
 
 def stored_dtype(spec: Mapping[str, Json]) -> np.dtype[Any]:

@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +22,7 @@ from cachestore.encoders import EncoderLike
 from cachestore.errors import DamageError, StoreFormatError
 from cachestore.findings import Finding, Findings, reason
 from cachestore.index import Index
+from cachestore.index_file import Examined
 from cachestore.manifest import Manifest
 from cachestore.reencode import Named, Reencoded, reencode
 from cachestore.references import Root
@@ -113,14 +115,21 @@ class _Running:
         self.wanted = {reference: references.resolve(self.root, reference) for reference in self.names}
         logs = {reference.partition("@")[0] for reference in self.names} & set(manifests.names(self.root))
         self.roots = check_roots(self.root, self.findings, sorted(logs) if self.names else None)
-        index = self.open_index()
+        self.shards = Shards(self.root, self.findings)
+        self.on_disk = files.content_sizes(self.root, shard.FOLDER, shard.SUFFIX)
+        self.read = (0, 0)
+        with ThreadPoolExecutor(1) as pool:
+            examined = pool.submit(index_file.examine, self.root / "index", keys=not self.names)
+            if not self.names:  # before anything else: what the disk cannot read must not be mapped
+                self.read = self.shards.check_data(*self.drawn(self.on_disk))
+            index = self.open_index(examined)
         if index is None:
-            return self.walk(None)
+            return self.walk(None, None)
         try:
-            return self.walk(index)
+            return self.walk(index, examined.result())
         except DamageError as error:  # LMDB found its file damaged after all
             self.findings.damage("index", "index", reason(error), REBUILD)
-            return self.walk(None)
+            return self.walk(None, None)
         finally:
             index.close()
 
@@ -132,13 +141,12 @@ class _Running:
                 raise  # of a newer version, or no store at all
             self.findings.damage("header", "store.json", reason(error), "Run `cachestore repair`: it writes a new one.")
 
-    def open_index(self) -> Index | None:
+    def open_index(self, examined: Future[Examined]) -> Index | None:
         """The index, None where it cannot be used, which is reported."""
-        folder = self.root / "index"
         try:
-            problems = index_file.problems(folder)
+            problems = examined.result().problems
             if not problems:
-                return Index(folder, readonly=True)
+                return Index(self.root / "index", readonly=True)
         except FileNotFoundError:
             problems = ["It is gone."]
         except DamageError as error:
@@ -147,33 +155,30 @@ class _Running:
         self.findings.damage("index", "index", f"{problems[0]}{more} No vector was looked for.", REBUILD)
         return None
 
-    def walk(self, index: Index | None) -> Report:
+    def walk(self, index: Index | None, examined: Examined | None) -> Report:
         """From manifests to shards and back."""
-        shards = Shards(self.root, self.findings)
-        places = None if index is None else IndexCheck(index, shards, self.findings)
         checking = ManifestCheck(self.root, self.findings, self.labels())
-        on_disk = files.content_sizes(self.root, shard.FOLDER, shard.SUFFIX)
-        read = (0, 0)
-        if not self.names:  # first of all: what the disk cannot read must not be mapped
-            read = shards.check_data(*self.drawn(on_disk))
-            if places is not None:
-                places.check_entries()
-        found = []
-        for identity in dict.fromkeys(self.wanted.values()) if self.names else manifests.all_manifests(self.root):
-            one = checking.read(identity)
-            if one is not None:
-                found.append(one)
-                checking.check(one, places)
-        if self.names and places is not None:
+        ids = list(dict.fromkeys(self.wanted.values())) if self.names else manifests.all_manifests(self.root)
+        found = [one for identity in ids if (one := checking.read(identity)) is not None]
+        on_disk, places = self.on_disk, None
+        if index is None or examined is None:
+            checking.look(found, None)
+            for name in on_disk:
+                self.shards.open(name)
+        elif self.names:
+            places = IndexCheck(index, self.shards, self.findings)
+            checking.look(found, places)
             on_disk = {name: size for name, size in on_disk.items() if name in checking.shards}
             places.check_entries(checking.shards)
-            read = shards.check_data(*self.drawn(on_disk))
-        elif places is not None:
-            places.check_both_ways()
-            places.check_unindexed()
+            self.read = self.shards.check_data(*self.drawn(on_disk))
         else:
-            for name in on_disk:
-                shards.open(name)
+            places = IndexCheck(index, self.shards, self.findings)
+            places.check_entries()
+            for part in places.parts(examined):
+                checking.look(found, part)
+            places.check_unindexed()
+        for one in found:
+            checking.report(one)
         compared = None
         if self.reencode and index is not None:
             named = self.named(found)
@@ -187,8 +192,8 @@ class _Running:
             chunks=len(checking.chunks),
             shards=len(on_disk),
             cells=checking.cells,
-            rows_read=read[0],
-            bytes_read=read[1],
+            rows_read=self.read[0],
+            bytes_read=self.read[1],
             reencoded=compared,
         )
 

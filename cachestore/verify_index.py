@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +13,55 @@ from cachestore import files, shard
 from cachestore.errors import DamageError
 from cachestore.findings import Findings
 from cachestore.index import Index, ShardEntry
+from cachestore.index_file import NODE, Examined
 from cachestore.keys import Fingerprint, fingerprint
 from cachestore.shard import Shard
 from cachestore.verify_shards import REPAIR, Shards, place
 
 _BLOCK = 1 << 16
+_PART = 1 << 22  # some 300 MB
+_LAST = (1 << 64) - 1
 REBUILD = "Run `cachestore repair`: it fills a new index from the shards."
 
 
 RIGHT, ABSENT, MISPLACED, UNREADABLE, FOREIGN = range(5)
 """A key is where the index says; the index lacks it; it points to where the key is not; the shard or row there is damaged or gone;
 the shard is of another encoder or dimension."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The keys of the index in a range of their first eight bytes, from ``first`` to ``last`` inclusive, in their order."""
+
+    first: int
+    last: int
+    keys: NDArray[np.void]
+    prefixes: NDArray[np.uint64]
+    right: NDArray[np.bool_]
+    numbers: NDArray[np.uint32]
+    places: NDArray[np.int64]
+    """the position in ``numbers`` of the shard of each key"""
+    index: IndexCheck
+
+    def states(self, keys: NDArray[np.void], encoder: Fingerprint, dim: int) -> tuple[NDArray[np.uint8], set[str]]:
+        """As ``IndexCheck.places``, for keys (n,) of this range; only what is not RIGHT here is looked up."""
+        states = np.full(len(keys), ABSENT, np.uint8)
+        names: set[str] = set()
+        if len(self.keys):
+            prefixes = prefixes_of(keys)
+            order = np.argsort(prefixes)  # in their order, the searches stay in the processor's cache
+            at = np.empty(len(keys), np.int64)
+            at[order] = np.minimum(np.searchsorted(self.prefixes, prefixes[order]), len(self.keys) - 1)
+            fits, called = self.index.of_encoder(self.numbers, encoder, dim)
+            place = self.places[at]
+            states[(self.keys[at] == keys) & self.right[at] & fits[place]] = RIGHT
+            used = np.bincount(place[states == RIGHT], minlength=len(self.numbers))
+            names = {called[number] for number in np.flatnonzero(used).tolist()}
+        rest = np.flatnonzero(states != RIGHT)
+        if len(rest):
+            states[rest], more = self.index.places(keys[rest], encoder, dim)
+            names |= more
+        return states, names
 
 
 class IndexCheck:
@@ -32,6 +72,7 @@ class IndexCheck:
         self._shards = shards
         self._findings = findings
         self.entries = index.shards()
+        self._dims: dict[str, tuple[Fingerprint, int]] = {}
 
     def places(
         self, keys: NDArray[np.void], encoder: Fingerprint | None = None, dim: int | None = None
@@ -81,6 +122,19 @@ class IndexCheck:
             states[np.isin(rows, faulty)] = UNREADABLE
         return states
 
+    def of_encoder(
+        self, numbers: NDArray[np.uint32], encoder: Fingerprint, dim: int
+    ) -> tuple[NDArray[np.bool_], list[str]]:
+        """Which of the shards hold vectors of that encoder and dimension, and what their names are."""
+        names = [entry.name if (entry := self.entries.get(number)) else "" for number in numbers.tolist()]
+        fits = np.zeros(len(numbers), np.bool_)
+        for at, name in enumerate(names):
+            found = self._dims.get(name)
+            if name and found is None and (opened := self._shards.open(name)) is not None:
+                found = self._dims[name] = (opened.fingerprint, opened.vectors.shape[1])
+            fits[at] = found == (encoder, dim)
+        return fits, names
+
     def check_entries(self, only: set[str] | None = None) -> None:
         """What the index says of each shard, or of ``only`` those, beside what their files say."""
         specs = self._index.specs()
@@ -113,45 +167,63 @@ class IndexCheck:
         if opened is not None and (opened.fingerprint, len(opened.keys)) != (entry.fingerprint, entry.rows):
             self._damaged(f"It says other things of shard {entry.name[:12]} than its file.")
 
-    def check_both_ways(self) -> None:
-        """Every row of every shard is in the index, and every key of the index is at a row that holds it."""
-        right: Counter[int] = Counter()
+    def parts(self, examined: Examined) -> Iterator[Part]:
+        """The whole index, a range of keys after the other, each key compared with the row it is said to be at.
+
+        When all were taken, rows of shards that no key of the index is at are looked up: another shard may hold them as well.
+        """
+        covered = {entry.name: np.zeros(-(-entry.rows // 8), np.uint8) for entry in self.entries.values()}
+        first, waiting, count = 0, [], 0
+        for block in examined.blocks():
+            waiting.append(block)
+            count += len(block)
+            if count >= _PART:
+                part = self._part(first, waiting, covered)
+                yield part
+                first, waiting, count = part.last + 1, [], 0
+        yield self._part(first, waiting, covered, last=_LAST)
         for entry in list(self.entries.values()):
-            right[entry.number] = self._check_rows(entry)
-        held: Counter[int] = Counter()
-        for _, found in self._index.entries():
-            numbers, counts = np.unique(found.shards, return_counts=True)
-            held.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
-        suspect = {number for number, count in held.items() if right[number] != count}
-        if suspect:
-            self._check_keys(suspect)
+            if entry.name in covered:
+                self._check_rows(entry, covered[entry.name])
 
-    def _check_rows(self, entry: ShardEntry) -> int:
-        """How many keys the index has at their row in this shard. A key can be at another shard that holds it as well."""
-        opened = self._shards.open(entry.name)
-        if opened is None:
-            return 0
-        here = lost = 0
-        for start in range(0, len(opened.keys), _BLOCK):
-            keys = opened.keys[start : start + _BLOCK]
-            found = self._index.lookup(keys.tolist())
-            here += int(((found.shards == entry.number) & (found.rows == np.arange(start, start + len(keys)))).sum())
-            absent = keys[found.shards < 0]
-            if len(absent) and entry.number in self._index.shards():  # else it was collected meanwhile
-                lost += int((self._index.lookup(absent.tolist()).shards < 0).sum())
-        if lost and entry.number in self._index.shards():
-            self._damaged(f"It lacks {lost:,} of the {len(opened.keys):,} keys of shard {entry.name[:12]}.")
-        return here
-
-    def _check_keys(self, suspect: set[int]) -> None:
-        """The keys that the index has at those shards, one by one."""
-        numbers = np.array(sorted(suspect))
-        wrong = 0
-        for keys, found in self._index.entries():
-            states, _ = self.places(keys[np.isin(found.shards, numbers)])
-            wrong += int((states == MISPLACED).sum())
+    def _part(
+        self, first: int, blocks: list[NDArray[Any]], covered: dict[str, NDArray[np.uint8]], last: int | None = None
+    ) -> Part:
+        joined = np.concatenate([*blocks, np.empty(0, NODE)])
+        keys = np.ascontiguousarray(joined["key"])
+        numbers, places = np.unique(joined["shard"], return_inverse=True)
+        rows = joined["row"].astype(np.int64)
+        right = np.zeros(len(keys), np.bool_)
+        # numbers of 16 bits are sorted ten times as fast
+        order = np.argsort(places.astype(np.uint16) if len(numbers) < 1 << 16 else places, kind="stable")
+        for number, at in zip(numbers.tolist(), _split(places[order], order), strict=True):
+            entry = self.entries.get(number)
+            opened = self._shards.open(entry.name) if entry else None
+            if opened is not None:
+                right[at] = self._at_rows(opened, keys[at], rows[at]) == RIGHT
+                bits = np.zeros(len(opened.keys), np.bool_)
+                bits[rows[at[right[at]]]] = True
+                covered[opened.name] |= np.packbits(bits)
+        wrong = int((self.places(keys[~right])[0] == MISPLACED).sum())
         if wrong:
             self._damaged(f"{wrong:,} of its keys are at rows that do not hold them.")
+        if (keys[1:] == keys[:-1]).any():
+            self._damaged("It holds a key twice.")
+        prefixes = prefixes_of(keys)
+        last = (int(prefixes[-1]) if len(prefixes) else first) if last is None else last
+        return Part(first, last, keys, prefixes, right, numbers, places, self)
+
+    def _check_rows(self, entry: ShardEntry, covered: NDArray[np.uint8]) -> None:
+        opened = self._shards.open(entry.name)
+        if opened is None:
+            return
+        lost = 0
+        rest = np.flatnonzero(np.unpackbits(covered, count=len(opened.keys)) == 0)
+        for start in range(0, len(rest), _BLOCK):
+            found = self._index.lookup(opened.keys[rest[start : start + _BLOCK]].tolist())
+            lost += int((found.shards < 0).sum())
+        if lost and entry.number in self._index.shards():  # else it was collected meanwhile
+            self._damaged(f"It lacks {lost:,} of the {len(opened.keys):,} keys of shard {entry.name[:12]}.")
 
     def check_unindexed(self) -> None:
         """Shards on disk that the index does not know: a killed build leaves one, and the next indexes it."""
@@ -173,3 +245,13 @@ class IndexCheck:
 
     def _damaged(self, detail: str) -> None:
         self._findings.damage("index", "index", detail, REBUILD)
+
+
+def prefixes_of(keys: NDArray[np.void]) -> NDArray[np.uint64]:
+    """The first eight bytes (n,) of keys as numbers that sort as they do."""
+    return np.ascontiguousarray(keys).view(">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
+
+
+def _split(sorted_places: NDArray[np.int64], order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """``order`` cut where ``sorted_places`` changes."""
+    return np.split(order, np.flatnonzero(np.diff(sorted_places)) + 1) if len(order) else []

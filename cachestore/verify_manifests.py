@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from cachestore.findings import Findings, reason
 from cachestore.keys import fingerprint
 from cachestore.manifest import CHUNK_ROWS, PRESENT, Manifest, ManifestColumn
 from cachestore.references import Root
-from cachestore.verify_index import ABSENT, FOREIGN, MISPLACED, RIGHT, UNREADABLE, IndexCheck
+from cachestore.verify_index import ABSENT, FOREIGN, MISPLACED, RIGHT, UNREADABLE, IndexCheck, Part, prefixes_of
 from cachestore.verify_names import ASIDE, BUILD
 
 _STATES = 5
@@ -34,6 +34,17 @@ class Cells:
 
     states: NDArray[np.int64]
     first: int | None
+
+    @classmethod
+    def none(cls) -> Cells:
+        """Of no key."""
+        return cls(np.zeros(_STATES, np.int64), None)
+
+    def add(self, other: Cells, at: int = 0) -> None:
+        """Count others as well, whose first row is row ``at`` here."""
+        self.states += other.states
+        if other.first is not None:
+            self.first = min(at + other.first, at + other.first if self.first is None else self.first)
 
     @property
     def lost(self) -> int:
@@ -58,7 +69,7 @@ class ManifestCheck:
         """Names of the shards that hold the keys."""
         self._findings = findings
         self._labels = labels
-        self._seen: dict[str, list[Cells] | None] = {}
+        self._seen: dict[str, list[Cells]] = {}
 
     def label(self, identity: str) -> str:
         """What leads to a manifest, else its id in short."""
@@ -85,15 +96,23 @@ class ManifestCheck:
             self._findings.notice("manifest", self._place(identity), said, "Later versions share none of them.")
         return found
 
-    def check(self, manifest: Manifest, places: IndexCheck | None) -> None:
-        """Its chunks, and with an index that can be read the place of every key."""
-        totals = [Cells(np.zeros(_STATES, np.int64), None) for _ in manifest.columns]
+    def look(self, found: Sequence[Manifest], places: IndexCheck | Part | None) -> None:
+        """Every chunk of manifests; with an index the place of every key, with a part of it of the keys in its range."""
+        seen = set()
+        for manifest in found:
+            for identity, rows in manifest.chunks:
+                shared = _shared(identity, manifest)
+                if shared not in seen:
+                    seen.add(shared)
+                    self._look_at_chunk(manifest, identity, rows, places)
+
+    def report(self, manifest: Manifest) -> None:
+        """Say which of its vectors cannot be served, once all keys were looked at."""
+        totals = [Cells.none() for _ in manifest.columns]
         at = 0
         for identity, rows in manifest.chunks:
-            for total, found in zip(totals, self._chunk(manifest, identity, rows, places) or (), strict=False):
-                total.states += found.states
-                if total.first is None and found.first is not None:
-                    total.first = at + found.first
+            for total, found in zip(totals, self._seen.get(_shared(identity, manifest), ()), strict=False):
+                total.add(found, at)
             at += rows
         if not manifests.manifest_path(self.root, manifest.id).exists():
             return  # collected meanwhile, and its vectors perhaps as well
@@ -113,16 +132,7 @@ class ManifestCheck:
             nobody = "No name, tag or pin leads to it."
             self._findings.notice("vector", self.label(manifest.id), said, nobody)
 
-    def _chunk(self, manifest: Manifest, identity: str, rows: int, places: IndexCheck | None) -> list[Cells] | None:
-        """The cells of each column of a chunk, None when it is damaged or there is no index to look into."""
-        shared = f"{identity} {rows} {[(column.fingerprint, column.dim) for column in manifest.columns]}"
-        if shared not in self._seen:
-            self._seen[shared] = self._read_chunk(manifest, identity, rows, places)
-        return self._seen[shared]
-
-    def _read_chunk(
-        self, manifest: Manifest, identity: str, rows: int, places: IndexCheck | None
-    ) -> list[Cells] | None:
+    def _look_at_chunk(self, manifest: Manifest, identity: str, rows: int, places: IndexCheck | Part | None) -> None:
         self.chunks.add(identity)
         try:
             keys, reasons = manifests.read_chunk(
@@ -132,19 +142,23 @@ class ManifestCheck:
             if manifests.manifest_path(self.root, manifest.id).exists():  # else it was collected meanwhile
                 what, said = chunk_place(identity), f"{reason(error)} It is of {self.label(manifest.id)}."
                 self._findings.damage("chunk", what, said, f"{ASIDE} {BUILD}")
-            return None
+            return
         if places is None:
-            return None
-        return [
-            self._look(names, why, column, places)
-            for names, why, column in zip(keys, reasons, manifest.columns, strict=True)
-        ]
+            return
+        cells = self._seen.setdefault(_shared(identity, manifest), [Cells.none() for _ in manifest.columns])
+        for total, names, why, column in zip(cells, keys, reasons, manifest.columns, strict=True):
+            total.add(self._look(names, why, column, places))
 
     def _look(
-        self, keys: NDArray[np.void], reasons: NDArray[np.uint8], column: ManifestColumn, places: IndexCheck
+        self, keys: NDArray[np.void], reasons: NDArray[np.uint8], column: ManifestColumn, places: IndexCheck | Part
     ) -> Cells:
         present = np.flatnonzero(reasons == PRESENT)
-        states, shards = places.places(keys[present], column.fingerprint, column.dim)
+        if isinstance(places, IndexCheck):
+            states, shards = places.places(keys[present], column.fingerprint, column.dim)
+        else:
+            prefixes = prefixes_of(keys[present])
+            present = present[(prefixes >= places.first) & (prefixes <= places.last)]
+            states, shards = places.states(keys[present], column.fingerprint, column.dim)
         self.cells += len(present)
         self.shards |= shards
         lost = np.flatnonzero(states != RIGHT)
@@ -152,6 +166,11 @@ class ManifestCheck:
 
     def _place(self, identity: str) -> str:
         return str(manifests.manifest_path(Path(), identity))
+
+
+def _shared(identity: str, manifest: Manifest) -> str:
+    """Of what manifests that share a chunk are alike, so that it is looked at once."""
+    return f"{identity} {[(column.fingerprint, column.dim) for column in manifest.columns]}"
 
 
 def unreferenced(root: Path, found: Iterable[Manifest], roots: Iterable[Root]) -> tuple[int, int]:

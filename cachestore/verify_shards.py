@@ -97,7 +97,7 @@ class Shards:
                 said.append(f"{len(rows):,} of {count:,} rows {what}, the first is row {int(rows[0])}.")
         sound = faults.sound(count)
         if len(sound) < count:
-            self.faulty[opened.name] = np.setdiff1d(np.arange(count), sound)
+            self.faulty[opened.name] = np.union1d(faults.wrong, faults.infinite)
         elif said:
             said.append(f"All {count:,} rows pass their checks.")
         if said:
