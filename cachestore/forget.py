@@ -23,7 +23,7 @@ from cachestore import files, references, shard
 from cachestore import manifest as manifests
 from cachestore.errors import StoreLocked
 from cachestore.forget_plan import JOURNAL, Held, Plan, journal, plan_forget, plan_keys, purgeable
-from cachestore.gc_plan import chunk_path, shard_path
+from cachestore.gc_rules import chunk_path, shard_path
 from cachestore.keys import SIZE
 from cachestore.manifest import FORGOTTEN, PRESENT, Manifest
 from cachestore.marks import chunk_keys

@@ -16,7 +16,7 @@ from cachestore import manifest as manifests
 from cachestore.dataset import open_dataset
 from cachestore.dataset import payloads as cells_of
 from cachestore.errors import CachestoreError, DamageError, ManifestNotFound, UsageError
-from cachestore.gc_plan import chunk_path, items
+from cachestore.gc_rules import chunk_path, items
 from cachestore.keys import SIZE, Fingerprint, Key, key
 from cachestore.manifest import PRESENT, Manifest, Version
 from cachestore.marks import chunk_keys, prefixes

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cachestore import files, reconcile
 from cachestore.errors import StoreFull
-from cachestore.gc_plan import DAY, Item, Plan, Rules, Sparse, plan_gc, plan_leftovers, shard_path
+from cachestore.gc_plan import plan_gc, plan_leftovers
+from cachestore.gc_rules import DAY, Item, Plan, Rules, Sparse, shard_path
 from cachestore.index import ShardEntry
 from cachestore.pins import drop_pin
 from cachestore.repack import repack

@@ -2,115 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files, references, shard
 from cachestore import manifest as manifests
-from cachestore.errors import CachestoreError, DamageError, ManifestNotFound, UsageError
+from cachestore import references, shard
+from cachestore.errors import CachestoreError, DamageError, ManifestNotFound
+from cachestore.gc_rules import SPARSE, Item, Plan, Rules, Sparse, chunk_path, items, nbytes_of, part_of, shard_path
 from cachestore.index import ShardEntry
 from cachestore.manifest import Manifest
 from cachestore.marks import Table, places_by_chunk
-from cachestore.pins import Pin, pins
+from cachestore.pins import pins
 from cachestore.store import Store
 
-DAY: Final = 86_400.0
-SPARSE: Final = 0.75  # a shard is rewritten when less of it than this is needed
 _CHECKED_ROWS: Final = 4096
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What may go beyond leftovers; ages in seconds. Raises UsageError for a rule that makes no sense."""
-
-    grace: float = DAY
-    """how long the trash is kept"""
-    unreferenced_older_than: float | None = None
-    keep_last: int | None = None
-    max_bytes: int | None = None
-    repack: bool = False
-    drop_missing_runs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.keep_last is not None and self.keep_last < 1:
-            raise UsageError(
-                f"The newest version of a name always stays: keep the last 1 or more, not {self.keep_last}."
-            )
-        for value in (self.grace, self.unreferenced_older_than, self.max_bytes):
-            if value is not None and not 0 <= value < float("inf"):
-                raise UsageError(f"An age or a size cannot be {value}.")
-
-    @property
-    def vectors(self) -> bool:
-        """Whether vectors that nothing refers to may go."""
-        return self.unreferenced_older_than is not None or self.max_bytes is not None
-
-
-@dataclass(frozen=True)
-class Item:
-    """A file or folder of the store that goes, and the bytes in it."""
-
-    path: Path
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """A shard of which only ``rows`` are needed."""
-
-    entry: ShardEntry
-    rows: NDArray[np.uint32]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a collection would do; made by ``plan_gc``."""
-
-    store: Store
-    rules: Rules
-    now: float
-    temporary: tuple[Item, ...] = ()
-    batches: tuple[Item, ...] = ()
-    """of the trash, those whose grace is over"""
-    kept_batches: tuple[Item, ...] = ()
-    damaged_indexes: tuple[Item, ...] = ()
-    pins: tuple[Pin, ...] = ()
-    manifests: tuple[Item, ...] = ()
-    versions: tuple[str, ...] = ()
-    """those of names whose manifest goes"""
-    chunks: tuple[Item, ...] = ()
-    superseded: tuple[ShardEntry, ...] = ()
-    """every row of these is in another shard"""
-    unreferenced: tuple[ShardEntry, ...] = ()
-    """no row of these is needed"""
-    sparse: tuple[Sparse, ...] = ()
-    """to be rewritten"""
-    shards: int = 0
-    shard_bytes: int = 0
-    notes: tuple[str, ...] = ()
-
-    @property
-    def to_delete(self) -> int:
-        """Bytes that go at once."""
-        return _sum((*self.temporary, *self.batches, *self.damaged_indexes))
-
-    @property
-    def to_trash(self) -> int:
-        """Bytes that go to the trash first."""
-        rewritten = [sparse.entry for sparse in self.sparse]
-        return _sum((*self.manifests, *self.chunks, *self.superseded, *self.unreferenced, *rewritten))
-
-    @property
-    def to_write(self) -> int:
-        """About how many bytes of rewritten shards there will be."""
-        return sum(_part(sparse.entry, len(sparse.rows)) for sparse in self.sparse)
 
 
 def plan_gc(store: Store, rules: Rules, now: float | None = None) -> Plan:
@@ -136,25 +47,6 @@ def plan_leftovers(store: Store, rules: Rules, now: float) -> Plan:
     )
 
 
-def shard_path(root: Path, name: str) -> Path:
-    """Where the shard of that name lies."""
-    return files.content_path(root, shard.FOLDER, name, shard.SUFFIX)
-
-
-def chunk_path(root: Path, identity: str) -> Path:
-    """Where the chunk of that id lies."""
-    return files.content_path(root, "chunks", identity, ".arrow")
-
-
-def items(folder: Path, prefix: str = "") -> tuple[Item, ...]:
-    """What lies in a folder, by name, each with all its bytes."""
-    try:
-        found = sorted(entry.path for entry in os.scandir(folder) if entry.name.startswith(prefix))
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-    return tuple(Item(Path(path), _size(path)) for path in found)
-
-
 class _Planning:
     """One plan on its way."""
 
@@ -171,7 +63,7 @@ class _Planning:
         ]
 
     def plan(self) -> Plan:
-        if quarantined := _sum(items(self.root / "quarantine")):
+        if quarantined := nbytes_of(items(self.root / "quarantine")):
             self.notes.append(
                 f"{self.root / 'quarantine'} holds {quarantined:,} bytes of damaged files, which gc leaves alone."
             )
@@ -181,7 +73,7 @@ class _Planning:
             pins=tuple(missing),
             superseded=tuple(self.superseded),
             shards=len(self.entries),
-            shard_bytes=_sum(self.entries.values()),
+            shard_bytes=nbytes_of(self.entries.values()),
         )
         if self.rules.vectors or self.rules.keep_last is not None:
             plan = self.with_references(plan)
@@ -324,7 +216,7 @@ class _Planning:
                 chosen.append(number)
                 total -= saved
         if total > limit:
-            full = sum(_part(entry, int(by_roots[number])) for number, entry in self.entries.items())
+            full = sum(part_of(entry, int(by_roots[number])) for number, entry in self.entries.items())
             hint = (
                 ""
                 if self.rules.repack or full == total
@@ -339,7 +231,7 @@ class _Planning:
         """About how many bytes of a shard are left of which so many indexed rows are kept."""
         if entry in self.superseded or (not kept and self.held[entry.number]):
             return 0
-        return _part(entry, kept) if self.rules.repack and 0 < kept < SPARSE * entry.rows else entry.nbytes
+        return part_of(entry, kept) if self.rules.repack and 0 < kept < SPARSE * entry.rows else entry.nbytes
 
     def with_shards(self, plan: Plan, unneeded: NDArray[np.bool_]) -> Plan:
         """The plan with the shards that go, and those that are rewritten, when these vectors (n,) are not needed."""
@@ -393,26 +285,5 @@ def _batch_age(path: Path, now: float) -> float:
     return max(0.0, now - (float(seconds) if seconds.isdecimal() else path.stat().st_mtime))
 
 
-def _part(entry: ShardEntry, rows: int) -> int:
-    """About how many bytes so many rows of a shard take."""
-    return entry.nbytes * rows // max(entry.rows, 1)
-
-
 def _item(path: Path) -> Item:
     return Item(path, path.stat().st_size)
-
-
-def _sum(things: Iterable[Any]) -> int:
-    return sum(thing.nbytes for thing in things)
-
-
-def _size(path: str) -> int:
-    """Bytes of a file, or of all files in a folder; 0 for what is gone meanwhile."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        total += sum(_size(os.path.join(folder, name)) for name in names)
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return total
-    return total if os.path.isdir(path) else status.st_size

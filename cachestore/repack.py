@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cachestore import shard
 from cachestore.errors import DamageError
 from cachestore.fill import Limits
-from cachestore.gc_plan import Sparse
+from cachestore.gc_rules import Sparse
 from cachestore.index import ShardEntry
 from cachestore.keys import Fingerprint
 from cachestore.store import Store
