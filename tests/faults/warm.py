@@ -93,7 +93,7 @@ class Warm:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._started = 0
+        self._started = self._asked = 0
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.warm"],
             cwd=ROOT,
@@ -133,10 +133,13 @@ class Warm:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
+        self._asked += 1
+        self._server.stdin.write(json.dumps({**request, "number": self._asked}) + "\n")
         self._server.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._server.stdout.readline())
-        return answer
+        while True:
+            answer: dict[str, Any] = json.loads(self._server.stdout.readline())
+            if answer["number"] == self._asked:  # else of a request that a test did not wait for to the end
+                return answer
 
 
 def wait_until(condition: Any, what: str, timeout: float = 30.0) -> None:
@@ -176,8 +179,7 @@ def _child(request: dict[str, Any]) -> None:
         time.sleep(0.001)
     value: Any = None
     try:
-        module, _, name = request["start"].rpartition(":")
-        function = getattr(importlib.import_module(module or "tests.faults.trials"), name)
+        function = getattr(importlib.import_module(_module(request)), request["start"].rpartition(":")[2])
         value, code = function(**request["settings"]), 0
     except CachestoreError as error:
         value, code = {"error": type(error).__name__, "message": str(error)}, error.exit_code
@@ -191,6 +193,10 @@ def _child(request: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
+
+
+def _module(request: dict[str, Any]) -> str:
+    return str(request["start"]).rpartition(":")[0] or "tests.faults.trials"
 
 
 def _wait(pid: int, timeout: float) -> int | None:
@@ -221,6 +227,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "start" in request:
+            with contextlib.suppress(ImportError):  # here, and once; if it cannot be imported, the child says so
+                importlib.import_module(_module(request))
             child = os.fork()
             if child == 0:
                 _child(request)
@@ -233,7 +241,7 @@ def main() -> None:
             answer = {"code": _wait(request["wait"], request["timeout"])}
             if answer["code"] is not None:
                 children.discard(request["wait"])
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps({**answer, "number": request["number"]}) + "\n")
         answers.flush()
     _end(children)
 
