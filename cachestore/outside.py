@@ -1,4 +1,7 @@
-"""Files outside the store, named by the user: written whole or not at all. A store's own files have another door, cachestore/files.py."""
+"""Files outside the store, named by the user: exports, runs, predictions. They are written whole or not at all.
+
+A store's own files have another door, cachestore/files.py.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,28 @@ def written(path: Path) -> Iterator[BinaryIO]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file as ``written`` does."""
+    with written(path) as file:
+        file.write(data)
+
+
+def swap(place: Path, new: Path) -> Path:
+    """Give the folder ``new`` the name ``place``; returns where the folder is now that lay there, beside it.
+
+    Raises OSError when that fails; both are then where they were.
+    """
+    aside = beside(place, "old")
+    try:
+        os.rename(place, aside)
+        os.rename(new, place)
+    except BaseException:
+        if aside.exists() and not place.exists():
+            os.rename(aside, place)
+        raise
+    return aside
 
 
 def sync(path: Path) -> None:

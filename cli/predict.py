@@ -106,9 +106,9 @@ def _cells(values: NDArray[Any]) -> list[str | None]:
 
 
 def _write(columns: Mapping[str, NDArray[Any]], file: Path) -> None:
-    from trainer import files
+    from cachestore import outside
 
-    files.write(file, _csv(columns).encode() if file.suffix.lower() == ".csv" else _parquet(columns))
+    outside.write(file, _csv(columns).encode() if file.suffix.lower() == ".csv" else _parquet(columns))
 
 
 def _parquet(columns: Mapping[str, NDArray[Any]]) -> bytes:

@@ -25,9 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from cachestore import yaml_source
+from cachestore import outside, yaml_source
 from cachestore.errors import DamageError, UsageError
-from trainer import files
 
 FORMAT: Final = 1
 
@@ -101,7 +100,7 @@ def is_run(path: Path) -> bool:
 
 def write_config(run: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved config."""
-    files.write(run / CONFIG, yaml_source.dump(dict(config)).encode())
+    outside.write(run / CONFIG, yaml_source.dump(dict(config)).encode())
 
 
 def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
@@ -110,27 +109,27 @@ def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
         with (run / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(line), allow_nan=False) + "\n")
     except OSError as error:
-        raise files.unwritable(run / METRICS, error) from error
+        raise outside.unwritable(run / METRICS, error) from error
 
 
 def write_model(run: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
     """Write the weights, then what gives them meaning."""
     # in name order: equal weights give equal bytes
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
-    files.write(run / WEIGHTS, save(state))
-    files.write(run / MODEL, _json(description))
+    outside.write(run / WEIGHTS, save(state))
+    outside.write(run / MODEL, _json(description))
 
 
 def write_summary(run: Path, summary: Mapping[str, Any]) -> None:
     """Write the summary, which makes the run complete: all of it is on disk before the summary is, and that when this returns."""
     try:
-        files.sync(run / METRICS)
-        files.sync(run)
-        files.write(run / SUMMARY, _json(summary))
-        files.sync(run)
-        files.sync(run.parent)
+        outside.sync(run / METRICS)
+        outside.sync(run)
+        outside.write(run / SUMMARY, _json(summary))
+        outside.sync(run)
+        outside.sync(run.parent)
     except OSError as error:
-        raise files.unwritable(run / SUMMARY, error) from error
+        raise outside.unwritable(run / SUMMARY, error) from error
 
 
 def read_model(run: Path) -> dict[str, Any]:
@@ -171,14 +170,14 @@ def _make(output: Path | None, stem: str) -> NewRun:
         else:
             check_output(output)
             old = _read_mark(output)
-            folder = output if old is None else files.beside(output.resolve(), "new")
+            folder = output if old is None else outside.beside(output.resolve(), "new")
             run = NewRun(output, folder, uuid4().hex, None if old is None else _id(old))
             run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"The run directory {output or 'runs'} cannot be made ({error.strerror}). Name another with --output."
         ) from error
-    files.write(run.folder / MARK, _json({"kind": _KIND, "format": FORMAT, "id": run.id}))
+    outside.write(run.folder / MARK, _json({"kind": _KIND, "format": FORMAT, "id": run.id}))
     return run
 
 
@@ -196,13 +195,13 @@ def _replace(old: Path, new: Path) -> None:
     """Put the run ``new`` in the place of ``old``, of which what is no file of a run is kept."""
     place = old.resolve()
     try:
-        aside = files.swap(place, new)
+        aside = outside.swap(place, new)
     except OSError as error:
         raise UsageError(
             f"The run at {old} cannot be replaced ({error.strerror}). The new one is whole at {new}; move it by hand."
         ) from error
     try:
-        files.sync(place.parent)
+        outside.sync(place.parent)
         for entry in aside.iterdir():
             if entry.name not in _FILES:
                 entry.rename(place / entry.name)
