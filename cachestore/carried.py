@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -38,31 +38,24 @@ class Carried:
     @classmethod
     def of(
         cls,
-        store: Store,
-        source: Manifest | str,
+        version: tuple[str, Version] | None,
         manifest: Manifest,
         names: Sequence[str],
         timestamp_column: str | None,
     ) -> Carried:
         """Opens the recorded file where columns of it are wanted. Raises DataError when it is not as it was, ColumnNotFound."""
-        found = version_of(store, source, manifest)
         wanted = [*names, *([timestamp_column] if timestamp_column else [])]
         dataset = None
         if wanted:
-            if found is None:
+            if version is None:
                 raise UsageError(
                     f"No name leads to manifest {manifest.id[:12]}, so nobody knows what it was built from. "
                     "Build its data under a name, or export without --with and --timestamp-column."
                 )
-            dataset = _recorded(*found)
+            dataset = _recorded(*version)
             dataset.require(wanted)
-        created = datetime.fromisoformat(found[1].created) if found else None
+        created = datetime.fromisoformat(version[1].created) if version else None
         return cls(tuple(dict.fromkeys(names)), created, dataset, timestamp_column)
-
-    @property
-    def path(self) -> Path | None:
-        """The file that is read."""
-        return self.dataset.path if self.dataset else None
 
     @property
     def timestamped(self) -> bool:
@@ -122,9 +115,17 @@ def version_of(store: Store, source: Manifest | str, manifest: Manifest) -> tupl
     return max(leading, key=lambda found: found[1].created, default=None)
 
 
+def built_from(version: Version, path: Path) -> bool:
+    """Whether a version was built from the file at ``path``."""
+    try:
+        return path.samefile(_source(version)["label"])
+    except (OSError, KeyError, TypeError, ValueError):  # one is not there, or was no file
+        return False
+
+
 def _recorded(name: str, version: Version) -> Dataset:
     """The file that a version was built from, whose bytes and way of reading are what they were."""
-    source: Any = version.provenance.get("source", {})
+    source = _source(version)
     label, build = source.get("label"), f"{name}@{version.version}"
     instead = "export without --with and --timestamp-column"
     if source.get("digest") is None:
@@ -150,6 +151,12 @@ def _recorded(name: str, version: Version) -> Dataset:
             f"Build it again and export that version, or {instead}."
         )
     return dataset
+
+
+def _source(version: Version) -> dict[str, Any]:
+    """``label``, ``digest`` and ``options``, as the build recorded them."""
+    source = version.provenance.get("source")
+    return dict(source) if isinstance(source, Mapping) else {}
 
 
 def _is_text(kind: pa.DataType) -> bool:

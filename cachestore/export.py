@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cachestore import manifest as manifests
 from cachestore import outside
-from cachestore.carried import TIMESTAMP, Carried
+from cachestore.carried import TIMESTAMP, Carried, built_from, version_of
 from cachestore.errors import DataError, MissingVector, UsageError, nearest
 from cachestore.manifest import PRESENT, Manifest, ManifestColumn
 from cachestore.shard import stored_dtype
@@ -83,14 +83,18 @@ def export(
         raise UsageError(
             f"{path.suffix} holds vectors only. Export to .parquet or .arrow to have other columns beside."
         )
-    carried = Carried.of(store, source, manifest, carry, timestamp_column) if tables else None
-    if carried is not None and carried.path is not None and path.exists() and carried.path.samefile(path):
+    version = version_of(store, source, manifest)
+    if version is not None and built_from(version[1], path):
         raise UsageError(f"{path} is the file that the vectors were built from. Name another to export to.")
+    carried = Carried.of(version, manifest, carry, timestamp_column) if tables else None
     job = _Job(store, manifest, chosen, _DTYPES[dtype], carried)
     with outside.written(path) as file:
         write(file, job)
         nbytes = file.tell()
-    outside.sync(path.resolve().parent)
+    try:
+        outside.sync(path.resolve().parent)
+    except OSError as error:
+        raise outside.unwritable(path, error) from error
     return Export(
         path=path,
         manifest=manifest.id,

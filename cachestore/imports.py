@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cachestore import dataset as datasets
+from cachestore import locks
 from cachestore.build import Build, Progress, run
 from cachestore.dataset import Dataset
 from cachestore.encoders import imported
 from cachestore.errors import DataError, UsageError, nearest
+from cachestore.header import LOCK_SECONDS
 from cachestore.index import Locations
 from cachestore.keys import SIZE, Fingerprint, Json, Key, fingerprint, keys
 from cachestore.payload_rows import PayloadRows, VectorFile, open_npy, same, temporary
@@ -42,6 +44,7 @@ def import_vectors(
     vector_column: str = "vector",
     name: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Build:
     """Store vectors from elsewhere as those of their texts, and point ``name`` at them in their order.
 
@@ -51,12 +54,18 @@ def import_vectors(
 
     Raises ConfigError for the spec; DataError naming the row for a vector that has another length, is missing, not finite or
     beyond the dtype, and for a text with two different vectors, in the data or in the store. Nothing is written then.
+    StoreLocked while another import goes on for longer than half a minute; ``tell`` is called once when this waits for one.
     """
     declared = imported.declare(spec if isinstance(spec, Mapping) else imported.read_declared(Path(spec)))
     dataset, array = _opened(Path(vectors), data, text_column, vector_column)
     dim = declared["dim"]
     assert isinstance(dim, int)
-    with array or temporary(dim, stored_dtype(declared)) as file:
+    with (
+        array or temporary(dim, stored_dtype(declared)) as file,
+        store.writing(),
+        # one at a time: of two that disagree, the second must find what the first stored
+        locks.held(store.root, "imports", exclusive=True, timeout=LOCK_SECONDS, tell=tell),
+    ):
         checking = _Checking(store, dataset, declared, dim, file, text_column, None if array else vector_column)
         encoder = _Lookup(declared, dim, fingerprint(declared), checking.read())
         return run(store, dataset, {text_column: encoder}, name=name, progress=progress)

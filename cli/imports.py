@@ -94,6 +94,7 @@ def command(
             vector_column=vector_column or "vector",
             name=name,
             progress=partial(bar.build, vectors.name) if bar else None,
+            tell=out.say,
         )
     summary = build.summary(done)
     summary["imported"] = summary.pop("encoded")

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather, parquet
 
-from cachestore import imports, open_store, payload_rows
+from cachestore import imports, locks, open_store, payload_rows
 from cachestore.build import run
-from cachestore.errors import ColumnNotFound, ConfigError, DataError, EncoderError, UsageError
+from cachestore.errors import ColumnNotFound, ConfigError, DataError, EncoderError, StoreLocked, UsageError
 from cachestore.imports import import_vectors
 from cachestore.keys import fingerprint
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
@@ -270,6 +270,14 @@ def test_an_array_that_changes_while_it_is_read_is_noticed(store, tmp_path, monk
     monkeypatch.setattr(payload_rows.PayloadRows, "sort", touched)
     with pytest.raises(DataError, match=r"v.npy changed while it was read"):
         import_vectors(store, tmp_path / "v.npy", SPEC, data={"text": TEXTS})
+
+
+def test_imports_go_one_at_a_time(store, tmp_path, monkeypatch, vectors):
+    path = written(tmp_path / "v.parquet", TEXTS, lists(vectors))
+    monkeypatch.setattr(imports, "LOCK_SECONDS", 0)
+    with locks.held(store.root, "imports", exclusive=True, timeout=1), pytest.raises(StoreLocked, match="imports"):
+        import_vectors(store, path, SPEC)
+    assert untouched(store)
 
 
 def test_the_fingerprint_is_of_the_declaration_alone(store, tmp_path, vectors):
