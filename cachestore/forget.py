@@ -22,8 +22,8 @@ import numpy as np
 from cachestore import files, references, shard
 from cachestore import manifest as manifests
 from cachestore.errors import StoreLocked
-from cachestore.forget_plan import JOURNAL, Held, Plan, journal, plan_forget, plan_keys, purgeable
-from cachestore.gc_rules import chunk_path, shard_path
+from cachestore.forget_plan import Held, Plan, journal, plan_forget, plan_keys, purgeable
+from cachestore.gc_rules import JOURNAL, chunk_path, shard_path
 from cachestore.keys import SIZE
 from cachestore.manifest import FORGOTTEN, PRESENT, Manifest
 from cachestore.marks import chunk_keys

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,11 @@ from cachestore import manifest as manifests
 from cachestore.dataset import open_dataset
 from cachestore.dataset import payloads as cells_of
 from cachestore.errors import CachestoreError, DamageError, ManifestNotFound, UsageError
-from cachestore.gc_rules import chunk_path, items
+from cachestore.gc_rules import JOURNAL, chunk_path, items
 from cachestore.keys import SIZE, Fingerprint, Key, key
 from cachestore.manifest import PRESENT, Manifest, Version
 from cachestore.marks import chunk_keys, prefixes
 from cachestore.store import Store
-
-JOURNAL: Final = "forgetting.json"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,20 @@ from numpy.typing import NDArray
 from cachestore import manifest as manifests
 from cachestore import references, shard
 from cachestore.errors import CachestoreError, DamageError, ManifestNotFound
-from cachestore.gc_rules import SPARSE, Item, Plan, Rules, Sparse, chunk_path, items, nbytes_of, part_of, shard_path
+from cachestore.gc_rules import (
+    JOURNAL,
+    SPARSE,
+    Item,
+    Plan,
+    Rules,
+    Sparse,
+    chunk_path,
+    items,
+    nbytes_of,
+    part_of,
+    shard_path,
+    size,
+)
 from cachestore.index import ShardEntry
 from cachestore.manifest import Manifest
 from cachestore.marks import Table, places_by_chunk
@@ -55,8 +68,9 @@ class _Planning:
         self.notes: list[str] = []
         self.labels: dict[str, str] = {}
         self.entries = store.index.shards()
-        self.numbers = max(self.entries, default=-1) + 1
         self.table = Table(store.index)
+        # without a lock, the table may be newer than the entries
+        self.numbers = max(max(self.entries, default=-1), int(self.table.shards.max(initial=-1))) + 1
         self.held = np.bincount(self.table.shards, minlength=self.numbers)
         self.superseded = [
             entry for entry in self.entries.values() if not self.held[entry.number] and self.elsewhere(entry)
@@ -67,6 +81,8 @@ class _Planning:
             self.notes.append(
                 f"{self.root / 'quarantine'} holds {quarantined:,} bytes of damaged files, which gc leaves alone."
             )
+        if (self.root / JOURNAL).exists():
+            self.notes.append("A forget was cut short. Run it, or any other, and it is finished first.")
         missing = [pin for pin in pins(self.root) if pin.missing()] if self.rules.drop_missing_runs else []
         plan = replace(
             plan_leftovers(self.store, self.rules, self.now),
@@ -275,15 +291,18 @@ class _Planning:
         return age is not None and self.now - self.time(path) >= age
 
     def time(self, path: Path) -> float:
-        """When a file was written; one from the future is new."""
-        return min(path.stat().st_mtime, self.now)
+        """When a file was written; one from the future is new, and so is one that another collection took meanwhile."""
+        try:
+            return min(path.stat().st_mtime, self.now)
+        except FileNotFoundError:
+            return self.now
 
 
 def _batch_age(path: Path, now: float) -> float:
     """Seconds since a batch went to the trash; one from the future is new."""
     seconds = path.name.partition("-")[0]
-    return max(0.0, now - (float(seconds) if seconds.isdecimal() else path.stat().st_mtime))
+    return max(0.0, now - (float(seconds) if seconds.isdecimal() else path.lstat().st_mtime))
 
 
 def _item(path: Path) -> Item:
-    return Item(path, path.stat().st_size)
+    return Item(path, size(path))

@@ -18,6 +18,7 @@ from cachestore.pins import Pin
 from cachestore.store import Store
 
 DAY: Final = 86_400.0
+JOURNAL: Final = "forgetting.json"  # there while a forget is not finished
 SPARSE: Final = 0.75  # a shard is rewritten when less of it than this is needed
 
 
@@ -124,7 +125,7 @@ def items(folder: Path, prefix: str = "") -> tuple[Item, ...]:
         found = sorted(entry.path for entry in os.scandir(folder) if entry.name.startswith(prefix))
     except (FileNotFoundError, NotADirectoryError):
         return ()
-    return tuple(Item(Path(path), _size(path)) for path in found)
+    return tuple(Item(Path(path), size(path)) for path in found)
 
 
 def part_of(entry: ShardEntry, rows: int) -> int:
@@ -136,11 +137,11 @@ def nbytes_of(things: Iterable[Any]) -> int:
     return sum(thing.nbytes for thing in things)
 
 
-def _size(path: str) -> int:
+def size(path: str | Path) -> int:
     """Bytes of a file, or of all files in a folder; 0 for what is gone meanwhile."""
     total = 0
     for folder, _, names in os.walk(path):
-        total += sum(_size(os.path.join(folder, name)) for name in names)
+        total += sum(size(os.path.join(folder, name)) for name in names)
     try:
         status = os.lstat(path)
     except FileNotFoundError:

@@ -287,3 +287,29 @@ def test_a_damaged_chunk_with_the_key_goes(store, tmp_path):
     plan, _ = forget.forget(store, [b"text 3"])
     assert plan.loose_chunks == (chunk,)
     assert traces(store.root, 3) == []
+
+
+def test_a_forget_that_was_cut_short_is_finished_by_any_other(store, tmp_path, monkeypatch):
+    path = table(tmp_path, 0, 25)
+    build(store, path, "first")
+    build(store, path, "second", **OTHER)
+    with monkeypatch.context() as patched:
+        patched.setattr("cachestore.forget._rewrite_shards", lambda plan: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            forget.forget(store, rows=("first", [3]))
+    path.unlink()
+    assert any(each.startswith("shards") for each in traces(store.root, 3))
+    assert "cut short" in gc.plan_gc(store, gc.Rules()).notes[0]
+    plan, _ = forget.forget(store, [b"text 4"])
+    assert plan.vectors == 2
+    assert traces(store.root, 3) == traces(store.root, 4) == []
+    assert rest_is_intact(store, "first", range(25), {3, 4})
+    assert rest_is_intact(store, "second", range(25), {3, 4})
+    assert gc.plan_gc(store, gc.Rules()).notes == ()
+    assert len((store.root / "audit.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_journal_that_cannot_be_read_is_damage(store):
+    (store.root / "forgetting.json").write_text("{")
+    with pytest.raises(DamageError, match=r"forgetting\.json"):
+        forget.forget(store, [b"text 4"])

@@ -16,6 +16,7 @@ from cachestore.errors import DamageError, StoreNotWritable, UsageError
 from cachestore.fill import Limits
 from cachestore.gc import DAY, Rules
 from cachestore.keys import fingerprint, keys
+from cachestore.marks import Table
 from cachestore.pins import Pin, pins, write_pin
 from tests.store.counting import CountingEncoder
 
@@ -396,8 +397,6 @@ def test_rules_that_make_no_sense_are_refused():
 
 
 def test_keys_that_share_eight_bytes_are_kept_together(store):
-    from cachestore.marks import Table
-
     encoder = CountingEncoder()
     near = [bytes(8) + bytes([number]) * 24 for number in range(3)] + [b"\xff" * 32]
     with store.writing():
@@ -406,3 +405,16 @@ def test_keys_that_share_eight_bytes_are_kept_together(store):
     assert table.places(np.frombuffer(near[1], "V32")).tolist() == [0, 1, 2]
     assert table.places(np.frombuffer(near[3] + b"\x01" * 32, "V32")).tolist() == [3]
     assert table.places(np.frombuffer(b"", "V32")).tolist() == []
+
+
+def test_a_plan_of_a_store_that_others_write_to_meanwhile_is_made(store, monkeypatch):
+    build(store, 0, 10)
+
+    def late(index):
+        write_again(store, 500, 510)
+        return Table(index)
+
+    monkeypatch.setattr("cachestore.gc_plan.Table", late)
+    plan = gc.plan_gc(store, Rules(unreferenced_older_than=0, max_bytes=0, repack=True))
+    assert len(plan.unreferenced) == 1
+    assert plan.notes == ()
