@@ -1,14 +1,45 @@
-"""Keeping index and shards in agreement: what killed writers left, files that went, and the whole index anew."""
+"""The index and the shards kept in agreement: a damaged index, what killed writers left, files that went, and all of it anew."""
 
 from __future__ import annotations
 
 import uuid
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from cachestore import files, shard
+from cachestore import files, header, locks, shard
+from cachestore.environment import looks_torn
 from cachestore.errors import DamageError
 from cachestore.index import Index
+
+
+def open_index(root: Path, *, readonly: bool) -> Index:
+    """The index of a store. One that is damaged is set aside with a warning and a new one begun, unless it is open for reading only.
+
+    Raises DamageError then.
+    """
+    folder = root / "index"
+    if readonly:
+        if looks_torn(folder):
+            raise DamageError(f"The index {folder} is damaged. Open the store for writing once: it fills a new one.")
+        return Index(folder, readonly=True)
+    # one process at a time: another one's half-made index would look torn
+    with locks.held(root, "index", exclusive=True, timeout=header.LOCK_SECONDS):
+        if looks_torn(folder):
+            return _new_index(folder, "its file is cut short")
+        try:
+            return Index(folder, readonly=False)
+        except DamageError as error:
+            return _new_index(folder, str(error))
+
+
+def _new_index(folder: Path, why: str) -> Index:
+    aside = files.set_aside(folder)
+    warnings.warn(
+        f"The index {folder} was damaged ({why}). A new one is filled from the shards; the old is kept as {aside.name}.",
+        stacklevel=5,
+    )
+    return Index(folder, readonly=False)
 
 
 def reconcile(root: Path, index: Index) -> int:
@@ -65,7 +96,9 @@ def rebuild(root: Path, index: Index) -> int:
         rows = _commit(root, fresh, sorted(files.content_sizes(root, shard.FOLDER, shard.SUFFIX)))
     finally:
         fresh.close()
-    files.delete_tree(root, files.exchange(root, folder, index.folder))
+    with locks.held(root, "index", exclusive=True, timeout=header.LOCK_SECONDS):
+        old = files.exchange(root, folder, index.folder)
+    files.delete_tree(root, old)
     return rows
 
 

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import struct
-import time
-import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +13,22 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import claims, encoders, files, filesystem, header, locks, manifest, reconcile, references, shard
+from cachestore import (
+    claims,
+    digests,
+    encoders,
+    files,
+    filesystem,
+    header,
+    locks,
+    manifest,
+    reconcile,
+    references,
+    shard,
+)
 from cachestore.claims import Claims
 from cachestore.encoders import Encoder, EncoderLike
-from cachestore.environment import looks_torn
 from cachestore.errors import (
-    DamageError,
     DataError,
     EncoderError,
     ManifestNotFound,
@@ -32,34 +37,11 @@ from cachestore.errors import (
     UsageError,
 )
 from cachestore.fill import Fill, Limits
-from cachestore.index import Index, Locations
+from cachestore.heads import Name, head
+from cachestore.index import Locations
 from cachestore.keys import Fingerprint, Json, Key, fingerprint, keys
 from cachestore.manifest import PRESENT, Manifest, ManifestColumn, Version
-
-_MAPPED_SHARDS = 16  # each mapping holds a file descriptor
-_SETTLED_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Name:
-    """A name of the store: its head manifest and how many versions its log holds."""
-
-    name: str
-    versions: tuple[Version, ...]
-    manifest: Manifest | None
-    fault: str = ""
-    """why there is no manifest: its log or file is damaged or gone"""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the head's vectors as its rows use them; rows that share a vector count each."""
-        if self.manifest is None:
-            return 0
-        counts: Any = self.versions[-1].provenance["vectors"]
-        return sum(
-            counts[column.name] * column.dim * shard.stored_dtype(column.spec).itemsize
-            for column in self.manifest.columns
-        )
+from cachestore.mapped import Mapped
 
 
 def open_store(path: str | os.PathLike[str] | None = None, mode: Literal["r", "w"] = "w") -> Store:
@@ -84,14 +66,14 @@ class Store:
     def __init__(self, root: Path, mode: Literal["r", "w"]) -> None:
         self.root = root
         self.readonly = mode == "r"
-        self._mapped: OrderedDict[str, shard.Shard] = OrderedDict()
         self._reconciled = False
         if not self.readonly:
             header.create(root)
         header.check(root)
         if not self.readonly:
             filesystem.check(root)
-        self.index = self._open_index()
+        self.index = reconcile.open_index(root, readonly=self.readonly)
+        self._mapped = Mapped(root, self.index)
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +89,7 @@ class Store:
 
     def close(self) -> None:
         """Release the index and all mapped shards."""
-        self._mapped.clear()
+        self._mapped.release()
         self.index.close()
 
     # -- vectors ---------------------------------------------------------------------------------------------------
@@ -140,40 +122,7 @@ class Store:
 
         A vector that was moved since its place was looked up is looked up once more. Raises MissingVector when it has no place.
         """
-        for rows, error in self._gather(wanted, found, out):
-            again = self.index.lookup(wanted[rows].tolist())
-            lost = int((again.shards < 0).sum())
-            if lost:
-                raise MissingVector(
-                    f"{lost} vectors are no longer in the store at {self.root}. Build their data set again to encode them."
-                )
-            moved = (again.shards != found.shards[rows]) | (again.rows != found.rows[rows])
-            if error is not None and not moved.any():
-                raise error
-            part = np.empty((len(rows), out.shape[1]), out.dtype)
-            for _, failed in self._gather(wanted[rows], again, part):
-                raise failed or MissingVector(
-                    f"Vectors were removed from the store at {self.root} while they were read. Run again."
-                )
-            out[rows] = part
-
-    def _gather(
-        self, wanted: NDArray[np.void], found: Locations, out: NDArray[Any]
-    ) -> list[tuple[NDArray[np.int64], DamageError | None]]:
-        """Copy what can be had; returns the positions of the rest, shard by shard, with the error where there is one."""
-        order = np.argsort(found.shards, kind="stable")
-        numbers, starts = np.unique(found.shards[order], return_index=True)
-        names = self.index.names(number for number in numbers.tolist() if number >= 0)
-        failed: list[tuple[NDArray[np.int64], DamageError | None]] = []
-        for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]) if len(order) else [], strict=True):
-            if number not in names:
-                failed.append((rows, None))
-                continue
-            try:
-                out[rows] = self._shard(names[number]).take(found.rows[rows], wanted[rows])
-            except DamageError as error:
-                failed.append((rows, error))
-        return failed
+        self._mapped.gather(wanted, found, out)
 
     def embed(self, texts: Iterable[str], encoder: EncoderLike) -> NDArray[Any]:
         """Vectors (len(texts), dim) of the texts, in their order; what the store lacks is encoded and kept.
@@ -216,7 +165,10 @@ class Store:
 
     def manifest(self, reference: str) -> Manifest:
         """The manifest of an id or its first 8 or more digits, of NAME (its newest version), NAME@VERSION or NAME@TAG."""
-        return manifest.read_manifest(self.root, references.resolve(self.root, reference))
+        try:
+            return manifest.read_manifest(self.root, references.resolve(self.root, reference))
+        except ManifestNotFound:  # or it was rewritten between the two
+            return manifest.read_manifest(self.root, references.resolve(self.root, reference))
 
     def tag(self, name: str, tag: str, version: int | None = None) -> references.Tag:
         """Freeze a version of a name, by default its newest, under a tag, which then leads to it as ``NAME@TAG``.
@@ -239,16 +191,7 @@ class Store:
 
     def names(self) -> list[Name]:
         """All names with their newest manifest, sorted; a name whose files are damaged has a ``fault`` instead."""
-        return [self._name(name) for name in manifest.names(self.root)]
-
-    def _name(self, name: str) -> Name:
-        log: list[Version] = []
-        try:
-            log = self.log(name)
-            head = references.follow(self.root, log[-1].manifest)
-            return Name(name, tuple(log), manifest.read_manifest(self.root, head))
-        except (DamageError, ManifestNotFound) as error:
-            return Name(name, tuple(log), None, str(error))
+        return [head(self.root, name) for name in manifest.names(self.root)]
 
     def point(self, name: str, target: Manifest, provenance: Callable[[], Mapping[str, Json]]) -> None:
         """Add a version to a name's log, unless its head is this manifest already; only then is ``provenance`` asked for."""
@@ -329,18 +272,7 @@ class Store:
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file in hexadecimal, remembered by its size, times and inode; remembering only saves time."""
-        status = path.stat()
-        seen = _seen(status)
-        key = b"file:" + keys(Fingerprint(bytes(32)), [os.fsencode(path.absolute())])[0]  # type: ignore[operator]
-        remembered = self.index.recall(key)
-        if remembered is not None and remembered[: len(seen)] == seen:
-            return remembered[len(seen) :].hex()
-        digest = encoders.sha256_of_file(path)
-        # a file changed within the clock's grain after this would keep its times, so young files are not remembered
-        settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
-        if settled and _seen(path.stat()) == seen:
-            self.index.remember(key, seen + bytes.fromhex(digest))
-        return digest
+        return digests.digest(self.index, path)
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -394,7 +326,7 @@ class Store:
 
     def release(self) -> None:
         """Give up the shards that this store has mapped; ``gather`` maps again what it needs."""
-        self._mapped.clear()
+        self._mapped.release()
 
     def _require_writable(self) -> None:
         if self.readonly:
@@ -407,42 +339,6 @@ class Store:
         """Only safe while nobody else writes."""
         claims.sweep(self.root, self.index)
         return files.sweep_temporary(self.root)
-
-    def _shard(self, name: str) -> shard.Shard:
-        mapped = self._mapped.pop(name, None) or shard.open_shard(self.root, name)
-        self._mapped[name] = mapped
-        if len(self._mapped) > _MAPPED_SHARDS:
-            self._mapped.popitem(last=False)
-        return mapped
-
-    def _open_index(self) -> Index:
-        folder = self.root / "index"
-        if self.readonly:
-            if looks_torn(folder):
-                raise DamageError(
-                    f"The index {folder} is damaged. Open the store for writing once: it fills a new one."
-                )
-            return Index(folder, readonly=True)
-        # one process at a time: another one's half-made index would look torn
-        with locks.held(self.root, "index", exclusive=True, timeout=header.LOCK_SECONDS):
-            if looks_torn(folder):
-                return self._new_index(folder, "its file is cut short")
-            try:
-                return Index(folder, readonly=False)
-            except DamageError as error:
-                return self._new_index(folder, str(error))
-
-    def _new_index(self, folder: Path, why: str) -> Index:
-        aside = files.set_aside(folder)
-        warnings.warn(
-            f"The index {folder} was damaged ({why}). A new one is filled from the shards; the old is kept as {aside.name}.",
-            stacklevel=5,
-        )
-        return Index(folder, readonly=False)
-
-
-def _seen(status: os.stat_result) -> bytes:
-    return struct.pack("<QqqQQ", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
 def _utf8(text: str, at: int) -> bytes:

@@ -12,8 +12,8 @@ import cachestore
 from cachestore import references
 from cachestore.encoders import label
 from cachestore.errors import DamageError
+from cachestore.heads import Name
 from cachestore.references import Pin
-from cachestore.store import Name
 from cli import options, output
 
 
