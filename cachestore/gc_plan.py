@@ -35,6 +35,7 @@ from cachestore.pins import pins
 from cachestore.store import Store
 
 _CHECKED_ROWS: Final = 4096
+_RUN: Final = "the run "
 
 
 def plan_gc(store: Store, rules: Rules, now: float | None = None) -> Plan:
@@ -154,7 +155,7 @@ class _Planning:
         for pin in pins(self.root):
             if pin.run not in dropped:
                 wanted.update(
-                    {references.follow(self.root, identity): f"the run {pin.path}" for identity in pin.manifests}
+                    {references.follow(self.root, identity): f"{_RUN}{pin.path}" for identity in pin.manifests}
                 )
         self.labels = wanted
         kept = {identity: self.needed(identity) for identity in wanted}
@@ -167,7 +168,9 @@ class _Planning:
             raise self.unknown(identity, error) from error
 
     def unknown(self, identity: str, error: CachestoreError) -> DamageError:
-        return DamageError(f"What {self.labels[identity]} needs is not known, so only leftovers can go: {error}")
+        label = self.labels[identity]
+        hint = " Or delete the run, and add --drop-missing-runs." if label.startswith(_RUN) else ""
+        return DamageError(f"What {label} needs is not known, so only leftovers can go: {error}{hint}")
 
     def unneeded(
         self, kept: Mapping[str, Manifest], unnamed: Iterable[str]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files, forget, gc, open_store
+from cachestore import files, forget, gc, open_store, shard
 from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import CachestoreError
@@ -177,7 +177,7 @@ def hold(folder: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"reads": 0, "changed": 0, "errors": []}
     with open_store(place / "store", mode="r") as store:
         entry = min(store.index.shards().values(), key=lambda entry: entry.number)
-        view = store._shard(entry.name)
+        view = shard.open_shard(store.root, entry.name)
         before = (view.keys.tobytes(), view.vectors.tobytes())
         (place / "holding").touch()
         while not (place / "stop").exists():
@@ -191,6 +191,20 @@ def hold(folder: str) -> dict[str, Any]:
             facts["changed"] += (view.keys.tobytes(), view.vectors.tobytes()) != before
             facts["reads"] += 1
     return facts
+
+
+def build_many(folder: str, worker: int) -> dict[str, Any]:
+    """Build names of which the rows overlap those of others, and what nothing refers to, one after the other."""
+    place = Path(folder) / f"worker-{worker}"
+    place.mkdir()
+    found: dict[str, Any] = {"names": {}}
+    with open_store(Path(folder) / "store") as store:
+        for turn in range(6):
+            first = 300 + 7 * turn + worker
+            build(store, place, 400 + first, 420 + first)
+            build(store, place, first, first + 20, f"many-{worker}-{turn}")
+            found["names"][f"many-{worker}-{turn}"] = [first, first + 20]
+    return found
 
 
 def build_slowly(folder: str, first: int, last: int, stop_after: str) -> dict[str, Any]:

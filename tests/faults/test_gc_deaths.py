@@ -121,6 +121,27 @@ def test_readers_with_views_read_the_same_bytes_while_gc_collects_and_repacks(
             assert facts["reads"] > 1
 
 
+def test_gc_and_builders_take_turns_and_every_name_is_whole(warm: Warm, prepared: Path, record: Recording) -> None:
+    with record("9 gc among live builders") as trials:
+        builders = [warm.start(f"{HERE}build_many", folder=str(prepared), worker=worker) for worker in range(3)]
+        collected = 0
+        while collected < 8:
+            warm.run(f"{HERE}collect", folder=str(prepared), grace=0, wait=30, everything=True).facts  # noqa: B018
+            collected += 1
+        built = {name: rows for builder in builders for name, rows in builder.wait().facts["names"].items()}
+        with open_store(prepared / "store", mode="r") as store:
+            for name, (first, last) in built.items():
+                found, mask = store.vectors(name, "text")
+                lost, wrong = (
+                    int((~mask).sum()),
+                    int((found != collecting.vectors(range(first, last))).any(axis=1).sum()),
+                )
+                trials.trial(lost=lost, wrong=wrong)
+                assert (lost, wrong) == (0, 0), name
+        assert len(built) == 18
+        sound(warm, prepared, trials, old=True)
+
+
 def collect_on_a_full_disk(folder: str, size: str) -> dict[str, Any]:
     """A store fills its disk but for nothing; gc frees trash first, then what is unreferenced."""
     place = Path(folder)
