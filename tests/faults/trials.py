@@ -51,9 +51,9 @@ def write_table(path: Path, rows: int = ROWS, distinct: int = DISTINCT) -> None:
     path.write_text("\n".join(["text", *(f"row {row % distinct}" for row in range(rows))]) + "\n")
 
 
-def payloads(folder: Path) -> list[bytes]:
-    """The cells of the table of a trial."""
-    return (folder / "table.csv").read_bytes().splitlines()[1:]
+def payloads(folder: Path, tables: str = "table.csv") -> list[bytes]:
+    """The cells of the table of a trial, or of all tables of that pattern."""
+    return [cell for path in sorted(folder.glob(tables)) for cell in path.read_bytes().splitlines()[1:]]
 
 
 def fresh(folder: Path, rows: int = ROWS, distinct: int = DISTINCT) -> Path:
@@ -126,7 +126,7 @@ def told(folder: Path) -> tuple[int, set[Key], int]:
 def aftermath(folder: str, table: str = "table.csv", resources: dict[str, int] | None = None) -> dict[str, Any]:
     """Check the invariants of the store that a fault left, build again undisturbed, and check them again."""
     place = Path(folder)
-    cells = payloads(place)
+    cells = payloads(place, "*.csv")
     _, committed, named = told(place)
     left = check(place / "store", cells, committed, CountingEncoder())
     again = build(folder, table=table, resources=resources)
