@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from cachestore import files, gc, open_store
+from cachestore import files, gc, open_store, reconcile
 from cachestore import manifest as manifests
 from cachestore.build import run
-from cachestore.errors import DamageError, StoreNotWritable, UsageError
+from cachestore.errors import DamageError, StoreFull, StoreNotWritable, UsageError
 from cachestore.fill import Limits
 from cachestore.gc import DAY, Rules
 from cachestore.keys import fingerprint, keys
@@ -418,3 +418,45 @@ def test_a_plan_of_a_store_that_others_write_to_meanwhile_is_made(store, monkeyp
     plan = gc.plan_gc(store, Rules(unreferenced_older_than=0, max_bytes=0, repack=True))
     assert len(plan.unreferenced) == 1
     assert plan.notes == ()
+
+
+def fails_once(real, when=lambda: True):
+    """``real``, but that its first call finds the disk full."""
+    calls = []
+
+    def call(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1 and when():
+            raise StoreFull("No space.")
+        return real(*arguments)
+
+    return call
+
+
+def test_on_a_full_disk_the_trash_goes_before_the_index_is_mended(store, monkeypatch):
+    monkeypatch.setattr("cachestore.reconcile.reconcile", fails_once(reconcile.reconcile))
+    with pytest.raises(StoreFull):
+        collect(store)
+    batch = store.root / "trash" / "1000000000-a"
+    batch.mkdir(parents=True)
+    (batch / "file").write_bytes(b"x" * 1000)
+    monkeypatch.setattr("cachestore.reconcile.reconcile", fails_once(reconcile.reconcile))
+    assert collect(store)[1].freed == 1000
+    assert not batch.exists()
+
+
+@pytest.mark.parametrize("grace", [0, DAY])
+def test_an_index_without_room_to_change_loses_nothing(store, monkeypatch, grace):
+    named = build(store, 0, 20, "named")
+    build(store, 20, 40)
+    monkeypatch.setattr(store.index, "drop", fails_once(store.index.drop))
+    if grace:
+        with pytest.raises(StoreFull, match="0 bytes of leftovers"):
+            collect(store, unreferenced_older_than=0, grace=grace)
+        assert len(on_disk(store, "shards")) == 4
+        assert len(collect(store, unreferenced_older_than=0)[0].unreferenced) == 2
+    else:  # the files make room
+        assert len(collect(store, unreferenced_older_than=0, grace=grace)[0].unreferenced) == 2
+    assert len(on_disk(store, "shards")) == len(store.index.shards()) == 2
+    assert store.settled()
+    assert intact(store, named, 0, 20)
