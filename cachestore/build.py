@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from hashlib import sha256
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +16,12 @@ from numpy.typing import NDArray
 
 from cachestore import dataset as datasets
 from cachestore import manifest as manifests
+from cachestore.built import Build, Counts, Progress, recognise, record, source_key
 from cachestore.dataset import KEPT_SKIPPED, Dataset, SkippedCell
 from cachestore.encoders import Encoder, EncoderLike
-from cachestore.errors import DamageError, ManifestNotFound, StoreNotWritable, UsageError
+from cachestore.errors import StoreNotWritable, UsageError
 from cachestore.fill import Fill, Limits
-from cachestore.keys import SIZE, Fingerprint, Json, Key, canonical, fingerprint, keys
+from cachestore.keys import SIZE, Fingerprint, Json, Key, fingerprint, keys
 from cachestore.manifest import (
     CHUNK_ROWS,
     MISSING,
@@ -36,53 +33,11 @@ from cachestore.manifest import (
     chunk_id,
     write_chunk,
 )
+from cachestore.naming import derived_name
 from cachestore.store import Store
-from cachestore.version import __version__
 
 _NO_KEY = bytes(SIZE)
 _RECORDED = ("cachestore", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a build is. Cells, not rows, are encoded or hit; ``total`` rows are known for some sources only."""
-
-    rows: int
-    total: int | None
-    encoded: int
-    hits: int
-    seconds: float
-    waiting: int = 0
-    """payloads that another process encodes just now"""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the cells of all built columns; all but ``rows`` add up to rows × columns."""
-
-    rows: int
-    encoded: int
-    """vectors computed and stored"""
-    hits: int
-    """cells whose vector was stored before this build, or by another while it ran"""
-    duplicates: int
-    """cells that repeat one encoded in this build"""
-    missing: int
-    skipped: int
-
-
-@dataclass(frozen=True)
-class Build:
-    """A finished build. ``skipped_cells`` holds the first KEPT_SKIPPED of them."""
-
-    manifest: Manifest
-    name: str | None
-    counts: Counts
-    skipped_cells: tuple[SkippedCell, ...]
-    bytes_written: int
-    seconds: float
-    recognised: bool
-    """the file was built before, unchanged, and was not parsed again"""
 
 
 def build(store: Store, data: Any, columns: Mapping[str, EncoderLike], name: str | None = None) -> Manifest:
@@ -115,45 +70,23 @@ def run(
     if name is not None:
         manifests.check_name(name)
     elif named and dataset.path is not None and not store.readonly:
-        name = _derived_name(store, dataset.path.absolute())
+        name = derived_name(store, dataset.path.absolute())
     opened = {column: store.open_encoder(columns[column]) for column in sorted(columns)}
-    source = _source_key(dataset, opened)
-    finished = _recognise(store, source)
+    source = source_key(dataset, opened)
+    finished = recognise(store, source)
     if store.readonly and not name:
         if finished is None:
             finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
     elif finished is None or (name and not store.leads(name, finished.manifest)):
         with store.writing():
             if finished is not None:
-                finished = _recognise(store, source)  # it may have been collected before this held the store
+                finished = recognise(store, source)  # it may have been collected before this held the store
             if finished is None:
                 finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
-                _record(store, source, finished)
+                record(store, source, finished)
             if name:
                 store.point(name, finished.manifest, partial(_provenance, store, dataset, finished))
     return replace(finished, name=name, seconds=time.monotonic() - began)
-
-
-def _derived_name(store: Store, path: Path) -> str:
-    """The name of a file built without one: its stem, or with its folder before it where that is another file's."""
-    stem = datasets.stem(path)
-    names = (
-        _cleaned(f"{path.parent.name}-{stem}" + (f"-{number}" if number > 1 else "")) for number in itertools.count(1)
-    )
-    for name in itertools.chain([_cleaned(stem)], names):
-        if name not in manifests.names(store.root):
-            return name
-        source: Any = store.log(name)[-1].provenance["source"]
-        if source["label"] == str(path):
-            return name
-    raise AssertionError("the names are endless")
-
-
-def _cleaned(text: str) -> str:
-    """The text with everything replaced that a name cannot hold."""
-    kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
-    name = kept.strip("._-").encode()[:180].decode(errors="ignore") or "data"
-    return name if manifests.can_be_name(name) else f"data-{name[:100]}"
 
 
 @dataclass
@@ -328,46 +261,6 @@ def open_columns(data: Any, columns: Mapping[str, EncoderLike]) -> Dataset:
     dataset = datasets.open_dataset(data)
     dataset.require(columns)
     return dataset
-
-
-def _source_key(dataset: Dataset, encoders: Mapping[str, Encoder]) -> bytes | None:
-    """What identifies a finished build of a file: its bytes, how they are read, and which columns go through which encoders."""
-    digest = dataset.digest()
-    if digest is None:
-        return None
-    columns = [[column, fingerprint(encoder.spec).hex()] for column, encoder in encoders.items()]
-    return b"source:" + sha256(canonical([digest, dict(dataset.options), columns, __version__])).digest()
-
-
-def _recognise(store: Store, source: bytes | None) -> Build | None:
-    """The build of a file that was built before and has not changed since, without parsing it."""
-    remembered = store.index.recall(source) if source else None
-    if remembered is None or not store.settled():
-        return None
-    fact = json.loads(remembered)
-    try:
-        manifest = manifests.read_manifest(store.root, fact["manifest"])  # not one that took its place
-    except (ManifestNotFound, DamageError):
-        return None  # parsing the file writes it anew
-    if not manifests.has_chunks(store.root, manifest):
-        return None
-    counts = Counts(manifest.rows, 0, fact["present"], 0, fact["missing"], fact["skipped"])
-    cells = tuple(SkippedCell(*cell) for cell in fact["cells"])
-    return Build(manifest, None, counts, cells, 0, 0.0, recognised=True)
-
-
-def _record(store: Store, source: bytes | None, finished: Build) -> None:
-    if source is None:
-        return
-    counts = finished.counts
-    fact = {
-        "manifest": finished.manifest.id,
-        "present": counts.encoded + counts.hits + counts.duplicates,
-        "missing": counts.missing,
-        "skipped": counts.skipped,
-        "cells": [[cell.row, cell.column, cell.why] for cell in finished.skipped_cells],
-    }
-    store.index.remember(source, json.dumps(fact).encode())
 
 
 def _provenance(store: Store, dataset: Dataset, finished: Build) -> Mapping[str, Json]:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from cachestore import dataset as datasets
 from cachestore import locks
-from cachestore.build import Build, Progress, run
+from cachestore.build import run
+from cachestore.built import Build, Progress
 from cachestore.dataset import Dataset
 from cachestore.encoders import imported
 from cachestore.errors import DataError, UsageError, nearest

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from cachestore import environment
@@ -265,12 +266,14 @@ class Index:
 
     def recall(self, key: bytes) -> bytes | None:
         """A remembered fact, or None. Remembering only saves time: an answer must be checkable or derivable again."""
-        value = self._read(b"memo", lambda txn: txn.get(key))
-        return None if value is None else bytes(value)
+        value = bytes(self._read(b"memo", lambda txn: txn.get(key)) or b"")
+        check, fact = value[:8], value[8:]
+        return fact if check == xxhash.xxh3_64_digest(key + fact) else None  # a rotten one is none
 
-    def remember(self, key: bytes, value: bytes) -> None:
+    def remember(self, key: bytes, fact: bytes) -> None:
         """Remember a fact under a key of at most 511 bytes; does nothing in an index opened for reading."""
         if not self.readonly:
+            value = xxhash.xxh3_64_digest(key + fact) + fact
             self._write(lambda txn, dbs: txn.put(key, value, db=dbs[b"memo"]))
 
     def _read(self, database: bytes, body: Callable[[Transaction], _T]) -> _T:

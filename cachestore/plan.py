@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore.build import Counts, open_columns
+from cachestore.build import open_columns
+from cachestore.built import Counts
 from cachestore.dataset import Dataset, payloads
 from cachestore.encoders import Encoder, EncoderLike, ImportedEncoder, open_encoder
 from cachestore.keys import SIZE, Fingerprint, Key, fingerprint, keys

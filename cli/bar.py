@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from cachestore.build import Progress as BuildProgress
+    from cachestore.built import Progress as BuildProgress
 
 
 class Bar:

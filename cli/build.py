@@ -13,7 +13,7 @@ from cachestore.errors import StoreNotFound, UsageError
 from cli import options, output
 
 if TYPE_CHECKING:
-    from cachestore.build import Build, Progress
+    from cachestore.built import Build, Progress
     from cachestore.plan import Plan
     from trainer.schema import Config
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from cachestore.build import Progress
+    from cachestore.built import Progress
     from cachestore.dataset import SkippedCell
     from cli.bar import Bar
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from cachestore.build import Progress
+from cachestore.built import Progress
 from cli.output import Output, say_if_waiting
 from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from cachestore.build import Progress
+from cachestore.built import Progress
 from trainer.loop import EpochDone
 
 PhaseName: TypeAlias = Literal["read", "build", "gather", "epochs", "evaluate", "write"]

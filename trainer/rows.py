@@ -9,8 +9,8 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore.build import Build, Progress
 from cachestore.build import run as run_build
+from cachestore.built import Build, Progress
 from cachestore.dataset import Dataset, SkippedCell
 from cachestore.encoders import EncoderLike
 from cachestore.errors import DataError

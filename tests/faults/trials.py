@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import cli.build
 import cli.start  # noqa: F401
 from cachestore import open_store
-from cachestore.build import Build
+from cachestore.built import Build
 from cachestore.build import run as run_build
 from cachestore.fill import Limits
 from cachestore.index import Index

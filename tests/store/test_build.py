@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import cachestore
-from cachestore import open_store
+from cachestore import naming, open_store
 from cachestore.build import run
 from cachestore.dataset import stem
 from cachestore.errors import ColumnNotFound, DamageError, DataError, EncoderError, UsageError
@@ -427,4 +427,4 @@ def test_nothing_is_named_before_it_is_durable(tmp_path, monkeypatch):
     ],
 )
 def test_a_file_goes_by_its_stem(file, name):
-    assert build_module._cleaned(stem(Path(file))) == name
+    assert naming._cleaned(stem(Path(file))) == name
