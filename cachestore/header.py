@@ -54,11 +54,15 @@ def create(root: Path) -> None:
         locks.held(root, "index", exclusive=True, timeout=LOCK_SECONDS),
         locks.held(root, "builders", exclusive=False, timeout=LOCK_SECONDS),
     ):
-        if path.exists():
-            return
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        header = {"format": FORMAT, "features": [], "id": uuid.uuid4().hex, "created": created}
-        files.replace_small(root, path, (json.dumps(header) + "\n").encode())
+        if not path.exists():
+            renew(root)
+
+
+def renew(root: Path) -> None:
+    """Write a header as of a new store, in the place of one that is lost. The caller holds ``builders``."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    header = {"format": FORMAT, "features": [], "id": uuid.uuid4().hex, "created": created}
+    files.replace_small(root, root / _HEADER, (json.dumps(header) + "\n").encode())
 
 
 def _refuse_strangers(root: Path) -> None:

@@ -219,12 +219,16 @@ def append_version(root: Path, name: str, manifest: Manifest, created: str, prov
     versions = read_log(root, name) if path.exists() else []
     head = versions[-1] if versions else None
     added = Version(head.version + 1 if head else 1, manifest.id, head.manifest if head else None, created, provenance)
-    lines = [
-        json.dumps({"format": FORMAT, **vars(version)}, sort_keys=True, ensure_ascii=False)
-        for version in [*versions, added]
-    ]
-    files.replace_small(root, path, ("\n".join(lines) + "\n").encode())
+    write_log(root, name, [*versions, added])
     return added
+
+
+def write_log(root: Path, name: str, versions: Sequence[Version]) -> None:
+    """Replace the log of a name. The caller holds the lock ``names``."""
+    lines = [
+        json.dumps({"format": FORMAT, **vars(version)}, sort_keys=True, ensure_ascii=False) for version in versions
+    ]
+    files.replace_small(root, root / _NAMES / f"{check_name(name)}.jsonl", ("\n".join(lines) + "\n").encode())
 
 
 def parse_version(line: Mapping[str, Any]) -> Version:

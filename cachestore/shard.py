@@ -117,29 +117,36 @@ def stored_dtype(spec: Mapping[str, Json]) -> np.dtype[Any]:
     return DTYPES[str(spec["dtype"])]
 
 
-def write(root: Path, spec: Mapping[str, Json], keys: Sequence[Key], vectors: NDArray[Any]) -> tuple[str, int]:
+def write(
+    root: Path, spec: Mapping[str, Json], keys: Sequence[Key] | NDArray[np.void], vectors: NDArray[Any]
+) -> tuple[str, int]:
     """Write ``vectors`` (len(keys), dim), of the spec's stored dtype, as one shard; returns its name and size in bytes."""
-    rows, dim = vectors.shape
     dtype = stored_dtype(spec)
-    if rows != len(keys) or vectors.dtype != dtype:
+    if len(vectors) != len(keys) or vectors.dtype != dtype:
         raise ValueError(
             f"{len(keys)} keys of dtype {dtype} cannot name vectors of shape {vectors.shape} and dtype {vectors.dtype}"
         )
-    key_column = np.frombuffer(b"".join(keys), f"V{SIZE}")
+    column = keys if isinstance(keys, np.ndarray) else np.frombuffer(b"".join(keys), f"V{SIZE}")
+    data = serialise(spec, column, vectors)
+    return files.write_once(root, FOLDER, data, SUFFIX), data.nbytes
+
+
+def serialise(spec: Mapping[str, Json], keys: NDArray[np.void], vectors: NDArray[Any]) -> memoryview:
+    """The bytes of a shard of keys (rows,) and vectors (rows, dim)."""
+    rows, dim = vectors.shape
     contiguous = np.ascontiguousarray(vectors)
     schema = _schema(spec, dim)
     # from buffers: pa.array would import pandas where it is installed, 0.3 s
     values = pa.Array.from_buffers(schema.field("vector").type.value_type, rows * dim, [None, pa.py_buffer(contiguous)])
     columns = [
-        pa.Array.from_buffers(pa.binary(SIZE), rows, [None, pa.py_buffer(key_column)]),
+        pa.Array.from_buffers(pa.binary(SIZE), rows, [None, pa.py_buffer(np.ascontiguousarray(keys))]),
         pa.Array.from_buffers(schema.field("vector").type, rows, [None], children=[values]),
-        pa.Array.from_buffers(pa.uint64(), rows, [None, pa.py_buffer(_checks(key_column, contiguous))]),
+        pa.Array.from_buffers(pa.uint64(), rows, [None, pa.py_buffer(_checks(keys, contiguous))]),
     ]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
-    data = memoryview(sink.getvalue())
-    return files.write_once(root, FOLDER, data, SUFFIX), data.nbytes
+    return memoryview(sink.getvalue())
 
 
 def open_shard(root: Path, name: str) -> Shard:
@@ -156,7 +163,7 @@ def open_shard(root: Path, name: str) -> Shard:
             raise ValueError("its columns are not those of a shard")
         if metadata[b"cachestore.fingerprint"].decode() != fingerprint(spec).hex():
             raise ValueError("its fingerprint is not that of its spec")
-        return _view(name, spec, dim, reader.get_batch(0), data.nbytes)
+        return view(name, spec, dim, reader.get_batch(0), data.nbytes)
     except FileNotFoundError:
         raise DamageError(f"Shard {path} is gone. {_MEND}") from None
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -205,7 +212,8 @@ def _touch(path: Path, nbytes: int) -> None:
         raise DamageError(f"Shard {path} was cut short while it was read. {_MEND}")
 
 
-def _view(name: str, spec: Mapping[str, Json], dim: int, batch: pa.RecordBatch, nbytes: int) -> Shard:
+def view(name: str, spec: Mapping[str, Json], dim: int, batch: pa.RecordBatch, nbytes: int) -> Shard:
+    """A shard of the arrays of a record batch, without a copy. Raises ValueError when they are too short."""
     key_column, vector_column, check_column = (batch.column(field) for field in ("key", "vector", "check"))
     rows = batch.num_rows  # one batch read whole: no array has an offset
     return Shard(

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from cachestore import files, header, index_file, references, shard
 from cachestore import manifest as manifests
 from cachestore.encoders import EncoderLike
-from cachestore.errors import DamageError, StoreFormatError
+from cachestore.errors import DamageError, StoreFormatError, StoreNotFound
 from cachestore.findings import Finding, Findings, reason
 from cachestore.index import Index
 from cachestore.index_file import Examined
@@ -50,6 +50,10 @@ class Report:
     rows_read: int
     bytes_read: int
     reencoded: Reencoded | None
+    roots: tuple[Root, ...]
+    """what leads to manifests that are there"""
+    indexed: bool
+    """whether the index could be read, so that vectors were looked for"""
     seed: int = 0
     seconds: float = 0.0
 
@@ -134,12 +138,15 @@ class _Running:
             index.close()
 
     def check_header(self) -> None:
+        """Raises StoreNotFound and StoreFormatError, unless files of a store lie there: then it is the header that is damaged."""
         try:
             header.check(self.root)
-        except StoreFormatError as error:
-            if error.__cause__ is None or not (self.root / shard.FOLDER).is_dir():
-                raise  # of a newer version, or no store at all
-            self.findings.damage("header", "store.json", reason(error), "Run `cachestore repair`: it writes a new one.")
+        except (StoreFormatError, StoreNotFound) as error:
+            newer = isinstance(error, StoreFormatError) and error.__cause__ is None
+            if newer or not all((self.root / folder).is_dir() for folder in (shard.FOLDER, "index")):
+                raise
+            said = reason(error) if isinstance(error, StoreFormatError) else "It is gone."
+            self.findings.damage("header", "store.json", said, "Run `cachestore repair`: it writes a new one.")
 
     def open_index(self, examined: Future[Examined]) -> Index | None:
         """The index, None where it cannot be used, which is reported."""
@@ -195,6 +202,8 @@ class _Running:
             rows_read=self.read[0],
             bytes_read=self.read[1],
             reencoded=compared,
+            roots=tuple(self.roots),
+            indexed=index is not None,
         )
 
     def drawn(self, on_disk: Mapping[str, int]) -> tuple[list[str], Callable[[int], None]]:
