@@ -115,6 +115,7 @@ class Environment:
         while True:
             try:
                 with self._inside():
+                    self._lmdb.reader_check()  # one that died inside a transaction would keep every page from being used again
                     with self._lmdb.begin(write=True) as txn:
                         done = body(txn, self._databases)
                     self._pad()

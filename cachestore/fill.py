@@ -203,7 +203,7 @@ class Fill:
     def _encode(self, keys: list[Key], window: Mapping[Key, bytes]) -> None:
         began = time.monotonic()
         payloads = [window[key] for key in keys]
-        vectors = np.asarray(self.encoder.encode(payloads))
+        vectors = _as_numbers(self.encoder.encode(payloads))
         if vectors.shape != (len(payloads), self.encoder.dim):
             raise EncoderError(
                 f"The encoder returned an array of shape {vectors.shape} for {len(payloads)} payloads of dimension {self.encoder.dim}. "
@@ -241,6 +241,19 @@ class Fill:
             self._window_rows = max(64, self._window_rows // 2)
         elif rows >= self._window_rows // 2 and seconds < self._limits.window_seconds / 3:
             self._window_rows = min(self._limits.window_rows, self._window_rows * 2)
+
+
+def _as_numbers(returned: object) -> NDArray[Any]:
+    """What an encoder returned, as an array of real numbers."""
+    try:
+        vectors = np.asarray(returned)
+    except ValueError as error:  # lists of several lengths
+        raise EncoderError(f"The encoder returned no array ({error}); nothing of this batch was stored.") from error
+    if vectors.dtype.kind not in "fiub":
+        raise EncoderError(
+            f"The encoder returned an array of {vectors.dtype.name}. It must return numbers; nothing of this batch was stored."
+        )
+    return vectors
 
 
 def _as_stored(vectors: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], dict[int, str]]:

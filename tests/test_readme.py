@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from cachestore import errors
-from cachestore.encoders.spec import TYPES, HashingSettings, TextSettings
+from cachestore.encoders.spec import TYPES, HashingSettings, ImportedSettings, TextSettings
 from cli.app import app
 from trainer import feature_schema, schema
 from trainer.combiners import ConcatCombiner
@@ -58,7 +58,7 @@ SECTIONS = (
     *(feature_schema.TextInput, feature_schema.CategoryInput, feature_schema.TextPreprocessing),
     *(feature_schema.NumberPreprocessing, feature_schema.CategoryPreprocessing, feature_schema.BinaryPreprocessing),
     *(feature_schema.CategoryOutput, feature_schema.BinaryOutput, feature_schema.NumberOutput),
-    *(feature_schema.DenseCategory, HashingSettings, TextSettings, ConcatCombiner, DecoderLayers),
+    *(feature_schema.DenseCategory, HashingSettings, ImportedSettings, TextSettings, ConcatCombiner, DecoderLayers),
     *(schema.TrainerConfig, schema.Scheduler, schema.AdamW, schema.SGD, schema.RandomSplit, schema.FixedSplit),
     *(schema.Config, schema.Preprocessing),
 )
@@ -81,4 +81,4 @@ def test_every_command_encoder_and_exit_code_is_in_the_readme() -> None:
     classes = [
         item for item in vars(errors).values() if isinstance(item, type) and issubclass(item, errors.CachestoreError)
     ]
-    assert codes == {0, 5, 130} | {cls.exit_code for cls in classes}
+    assert codes == {0, 5, 130, 143} | {cls.exit_code for cls in classes}
