@@ -257,9 +257,9 @@ def _check_format(metadata: Mapping[bytes, bytes], path: Path) -> None:
 
 def _checks(keys: NDArray[np.void], vectors: NDArray[Any]) -> NDArray[np.uint64]:
     """xxh3_64 (rows,) of each key followed by its vector's bytes."""
-    rows = len(keys)
-    key_bytes, vector_bytes = keys.view(np.uint8).reshape(rows, SIZE), vectors.view(np.uint8).reshape(rows, -1)
-    width = SIZE + vector_bytes.shape[1]
+    rows, nbytes = len(keys), vectors.shape[1] * vectors.itemsize
+    key_bytes, vector_bytes = keys.view(np.uint8).reshape(rows, SIZE), vectors.view(np.uint8).reshape(rows, nbytes)
+    width = SIZE + nbytes
     block = max(1, min(rows, _BLOCK // width))
     joined = np.empty((block, width), np.uint8)
     data = joined.reshape(-1).data
