@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from cachestore.index import Index, ShardEntry
 from cachestore.keys import Fingerprint, fingerprint
 from cachestore.manifest import PRESENT, ManifestColumn
 from cachestore.repair_logs import LogMend
-from cachestore.salvage import Origin, salvage
+from cachestore.salvage import Origin, Salvaged, salvage
 from cachestore.store import root_of
 from cachestore.verify import Progress, Report, verify
 from cachestore.verify_index import prefixes_of
@@ -127,7 +128,8 @@ class _Planning:
             mends.append(ShardMend(name, finding.what, finding.detail, len(found.keys) if found else 0))
             held += [prefixes_of(found.keys)] if found else []
             self.on_disk.pop(name, None)
-        logs = [repair_logs.plan_log(self.root, Path(finding.what).stem) for finding in self.damage("log")]
+        names = dict.fromkeys(Path(finding.what).stem for finding in self.damage("log"))
+        logs = [repair_logs.plan_log(self.root, name) for name in names]
         whole_files = [finding.what for finding in self.damage(*_WHOLE_FILES) if self.lies_there(finding)]
         index = [finding.detail for finding in self.damage("index")]
         index += [f"{finding.what} is gone." for finding in self.damage("shard") if not self.lies_there(finding)]
@@ -252,11 +254,12 @@ def _carry_out(planned: Plan) -> None:
         if os.path.lexists(root / "store.json"):
             files.to_quarantine(root, root / "store.json")
         header.renew(root)
+    waiting = {mend.name for mend in planned.shards}
     for mend in planned.shards:
         found = salvage(root / mend.path, planned.known, planned.entries.get(mend.name))
-        if found is not None:
-            shard.write(root, found.spec, found.keys, found.vectors)
-        files.to_quarantine(root, root / mend.path)
+        waiting.discard(mend.name)
+        if found is None or _keep(root, found, waiting) != mend.name:
+            files.to_quarantine(root, root / mend.path)
     if planned.index:
         _fill_index(root)
     with locks.held(root, "names", exclusive=True, timeout=header.LOCK_SECONDS):
@@ -264,6 +267,18 @@ def _carry_out(planned: Plan) -> None:
             files.to_quarantine(root, root / what)
         for log in planned.logs:
             repair_logs.carry_out(root, log)
+
+
+def _keep(root: Path, found: Salvaged, waiting: set[str]) -> str:
+    """Write salvaged rows as a shard, never over one that is still to be salvaged; returns its name.
+
+    When all that its name promised was salvaged, that is the shard as it was, and takes the place of the damaged file.
+    """
+    keys, vectors = found.keys, found.vectors
+    if sha256(shard.serialise(found.spec, keys, vectors)).hexdigest() in waiting:  # files were swapped
+        order = [0, 0] if len(keys) == 1 else range(len(keys))[::-1]
+        keys, vectors = keys[order], vectors[order]
+    return shard.write(root, found.spec, keys, vectors)[0]
 
 
 def _fill_index(root: Path) -> None:

@@ -172,7 +172,7 @@ class IndexCheck:
 
         When all were taken, rows of shards that no key of the index is at are looked up: another shard may hold them as well.
         """
-        covered = {entry.name: np.zeros(-(-entry.rows // 8), np.uint8) for entry in self.entries.values()}
+        covered: dict[str, NDArray[np.uint8]] = {}
         first, waiting, count = 0, [], 0
         for block in examined.blocks():
             waiting.append(block)
@@ -183,8 +183,7 @@ class IndexCheck:
                 first, waiting, count = part.last + 1, [], 0
         yield self._part(first, waiting, covered, last=_LAST)
         for entry in list(self.entries.values()):
-            if entry.name in covered:
-                self._check_rows(entry, covered[entry.name])
+            self._check_rows(entry, covered.pop(entry.name, None))
 
     def _part(
         self, first: int, blocks: list[NDArray[Any]], covered: dict[str, NDArray[np.uint8]], last: int | None = None
@@ -203,7 +202,7 @@ class IndexCheck:
                 right[at] = self._at_rows(opened, keys[at], rows[at]) == RIGHT
                 bits = np.zeros(len(opened.keys), np.bool_)
                 bits[rows[at[right[at]]]] = True
-                covered[opened.name] |= np.packbits(bits)
+                covered[opened.name] = np.packbits(bits) | covered.get(opened.name, np.uint8(0))
         wrong = int((self.places(keys[~right])[0] == MISPLACED).sum())
         if wrong:
             self._damaged(f"{wrong:,} of its keys are at rows that do not hold them.")
@@ -213,12 +212,13 @@ class IndexCheck:
         last = (int(prefixes[-1]) if len(prefixes) else first) if last is None else last
         return Part(first, last, keys, prefixes, right, numbers, places, self)
 
-    def _check_rows(self, entry: ShardEntry, covered: NDArray[np.uint8]) -> None:
+    def _check_rows(self, entry: ShardEntry, covered: NDArray[np.uint8] | None) -> None:
+        """Look up the rows that no key of the index is at; ``covered`` are the bits of the others."""
         opened = self._shards.open(entry.name)
         if opened is None:
             return
-        lost = 0
-        rest = np.flatnonzero(np.unpackbits(covered, count=len(opened.keys)) == 0)
+        lost, count = 0, len(opened.keys)
+        rest = np.arange(count) if covered is None else np.flatnonzero(np.unpackbits(covered, count=count) == 0)
         for start in range(0, len(rest), _BLOCK):
             found = self._index.lookup(opened.keys[rest[start : start + _BLOCK]].tolist())
             lost += int((found.shards < 0).sum())
