@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,6 +166,13 @@ class Environment:
             self.closed = True
             self._lmdb.close()
 
+    def hold(self) -> None:
+        """Keep all other threads out of transactions until ``let_go``."""
+        self._gate.hold()
+
+    def let_go(self) -> None:
+        self._gate.let_go()
+
     def abandon(self) -> None:
         """Close a forked child's copy: threads that were inside a transaction are not here to leave it."""
         self.closed = True
@@ -208,17 +216,20 @@ class _Gate:
         self._changed = threading.Condition()
         self._inside = 0
         self._closed = False
+        self._mine = threading.local()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
         with self._changed:
             self._changed.wait_for(lambda: not self._closed)
             self._inside += 1
+            self._mine.inside = self._of_this_thread() + 1
         try:
             yield
         finally:
             with self._changed:
                 self._inside -= 1
+                self._mine.inside -= 1
                 self._changed.notify_all()
 
     @contextmanager
@@ -233,6 +244,17 @@ class _Gate:
             with self._changed:
                 self._closed = False
                 self._changed.notify_all()
+
+    def hold(self) -> None:
+        """Wait until no other thread is inside, and let none in before ``let_go``, called by this same thread."""
+        self._changed.acquire()
+        self._changed.wait_for(lambda: not self._closed and self._inside == self._of_this_thread())
+
+    def let_go(self) -> None:
+        self._changed.release()
+
+    def _of_this_thread(self) -> int:
+        return getattr(self._mine, "inside", 0)
 
 
 def acquire(folder: Path, databases: Sequence[bytes], *, writable: bool) -> Environment:
@@ -264,6 +286,24 @@ def release(environment: Environment) -> None:
                 del _open[identity]
 
 
+# A thread that is inside LMDB while another forks would be inside for ever in the child, which then could not even close its copy.
+
+
+def _before_fork() -> None:
+    _open_guard.acquire()
+    for environment in set(_open.values()):
+        environment.hold()
+
+
+def _after_fork() -> None:
+    for environment in set(_open.values()):
+        environment.let_go()
+    _open_guard.release()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+
+
 def looks_torn(folder: Path) -> bool:
     """Whether data.mdb is shorter than its newest meta page says, or is no LMDB file at all: reading it could end the process.
 
@@ -273,7 +313,10 @@ def looks_torn(folder: Path) -> bool:
         return False
     try:
         data = folder.joinpath("data.mdb")
-        size = data.stat().st_size
+        status = data.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return True  # opening a pipe would hang
+        size = status.st_size
         with data.open("rb") as file:
             first = file.read(16 + 136)
             if first.find(_MAGIC) > 16:

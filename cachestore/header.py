@@ -27,7 +27,7 @@ def check(root: Path) -> None:
         raise StoreNotFound(
             f"There is no store at {root}. Create it by a build, or name another with --store."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreFormatError(
             f"{path} is not the header of a store ({error}). Choose another directory with --store."
         ) from error

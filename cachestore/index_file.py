@@ -6,6 +6,7 @@ a second time, because closing that would drop its locks.
 
 from __future__ import annotations
 
+import stat
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,8 @@ def examine(folder: Path, *, keys: bool = False) -> Examined:
 def _examine(folder: Path, keys: bool) -> tuple[Examined, bool]:
     """What was found, and whether the file changed meanwhile."""
     before = (folder / _DATA).stat()
+    if not stat.S_ISREG(before.st_mode):  # opening a pipe would hang
+        return Examined(folder, [f"{_DATA} is not a regular file"], [] if keys else None), False
     kept: list[NDArray[Any]] = []
     count = 0
     with tempfile.TemporaryFile() as said:

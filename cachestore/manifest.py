@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cachestore import files
 from cachestore.errors import DamageError, ManifestNotFound, StoreFormatError, UsageError, nearest
-from cachestore.keys import SIZE, Fingerprint, Json, canonical
+from cachestore.keys import SIZE, Fingerprint, Json, canonical, fingerprint
 
 PRESENT, MISSING, SKIPPED, FORGOTTEN = 0, 1, 2, 3
 
@@ -207,7 +207,7 @@ def read_log(root: Path, name: str) -> list[Version]:
         if not lines:
             raise ValueError("it is empty")
         return [parse_version(json.loads(line)) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamageError(
             f"The log {path} cannot be read ({error}). Restore it from a backup, or delete it and build again."
         ) from error
@@ -253,18 +253,28 @@ def _parse(identity: str, data: bytes) -> Manifest:
             raise StoreFormatError(
                 f"Manifest {identity} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
             )
-        columns = tuple(
-            ManifestColumn(
-                column["name"], Fingerprint(bytes.fromhex(column["fingerprint"])), column["spec"], column["dim"]
-            )
-            for column in content["columns"]
-        )
+        columns = tuple(_parse_column(column) for column in content["columns"])
+        if not columns:
+            raise ValueError("it has no columns")
         chunks = tuple((chunk["id"], chunk["rows"]) for chunk in content["chunks"])
+        if not all(type(rows) is int and 0 <= rows <= CHUNK_ROWS for _, rows in chunks):
+            raise ValueError("a chunk has a number of rows that none can have")
         if not all(_ID.fullmatch(chunk) for chunk, _ in chunks) or content["rows"] != sum(rows for _, rows in chunks):
             raise ValueError("its rows are not those of its chunks")
         return Manifest(identity, content["rows"], columns, chunks)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamageError(f"Manifest {identity} cannot be read ({error}). Build its data set again.") from error
+
+
+def _parse_column(column: Mapping[str, Any]) -> ManifestColumn:
+    found = ManifestColumn(
+        column["name"], Fingerprint(bytes.fromhex(column["fingerprint"])), column["spec"], column["dim"]
+    )
+    if not isinstance(found.name, str) or type(found.dim) is not int or found.dim < 1:
+        raise ValueError("a column has no name or no dimension")
+    if not isinstance(found.spec, dict) or fingerprint(found.spec) != found.fingerprint:
+        raise ValueError(f"the spec of column {found.name!r} is not that of its fingerprint")
+    return found
 
 
 def _content(columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> bytes:

@@ -63,7 +63,13 @@ class Mapped:
                 failed.append((rows, None))
                 continue
             try:
-                out[rows] = self._shard(names[number]).take(found.rows[rows], wanted[rows])
+                mapped = self._shard(names[number])
+                if (mapped.vectors.shape[1], mapped.vectors.dtype) != (out.shape[1], out.dtype):
+                    raise DamageError(
+                        f"Shard {mapped.name} holds vectors of {mapped.vectors.shape[1]} {mapped.vectors.dtype.name}, not of "
+                        f"{out.shape[1]} {out.dtype.name}: what leads to them is not of their encoder."
+                    )
+                out[rows] = mapped.take(found.rows[rows], wanted[rows])
             except DamageError as error:
                 failed.append((rows, error))
         return failed

@@ -36,7 +36,7 @@ def read(path: Path, parse: Callable[[dict[str, Any]], _T], advice: str) -> _T |
         return parse(content)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamageError(f"{path} cannot be read ({error}). {advice}.") from error
 
 

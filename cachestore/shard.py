@@ -113,8 +113,11 @@ class Faults:
 
 
 def stored_dtype(spec: Mapping[str, Json]) -> np.dtype[Any]:
-    """The NumPy dtype in which vectors of a spec are stored, little-endian."""
-    return DTYPES[str(spec["dtype"])]
+    """The NumPy dtype in which vectors of a spec are stored, little-endian. Raises DamageError when it has none."""
+    dtype = DTYPES.get(str(spec.get("dtype")))
+    if dtype is None:
+        raise DamageError(f"A spec says that its vectors are stored as {spec.get('dtype')!r}, which no store does.")
+    return dtype
 
 
 def write(

@@ -33,6 +33,7 @@ from cachestore.errors import (
     EncoderError,
     ManifestNotFound,
     MissingVector,
+    StoreError,
     StoreNotWritable,
     UsageError,
 )
@@ -216,7 +217,14 @@ class Store:
         """As ``vectors``, with the reasons (rows,): PRESENT, or why a row has none, MISSING, SKIPPED or FORGOTTEN."""
         source = self.manifest(source) if isinstance(source, str) else source
         described = source.column(column)
-        out = np.zeros((source.rows, described.dim), shard.stored_dtype(described.spec))
+        dtype = shard.stored_dtype(described.spec)
+        try:
+            out = np.zeros((source.rows, described.dim), dtype)
+        except (MemoryError, ValueError) as error:
+            nbytes = source.rows * described.dim * dtype.itemsize
+            raise StoreError(
+                f"The vectors of column {column!r} are {nbytes / 1e9:,.0f} GB, more than this machine can hold at once."
+            ) from error
         reasons = np.empty(source.rows, np.uint8)
         at = 0
         for chunk_keys, chunk_reasons in manifest.read_chunks(self.root, source, column):

@@ -43,7 +43,7 @@ def readable_lines(root: Path, name: str) -> tuple[list[Version], int]:
     for line in files.read_small(root / "names" / f"{name}.jsonl").splitlines():
         try:
             found.append(manifests.parse_version(json.loads(line)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             broken += 1
     return found, broken
 
