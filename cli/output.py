@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SKIPPED_ROWS = 5
 INTERRUPTED = 130
+TERMINATED = 143
 SKIPPED_SHOWN = 5
 
 
@@ -76,10 +77,23 @@ def error(kind: str, message: str, exit_code: int, *, as_json: bool) -> None:
     _remark(f"error: {message}")
 
 
+class _Stopped:
+    code = INTERRUPTED
+
+
+def terminate(number: int, _frame: object) -> None:
+    """Handles SIGTERM: the command ends as an interrupted one does, with an exit code of its own."""
+    import signal
+
+    signal.signal(number, signal.SIG_IGN)  # a second one would end what keeps the vectors of the first
+    _Stopped.code = TERMINATED
+    raise KeyboardInterrupt
+
+
 def interrupted(*, as_json: bool) -> int:
     """Says so; returns the exit code."""
-    error("Interrupted", "interrupted; vectors already stored are kept", INTERRUPTED, as_json=as_json)
-    return INTERRUPTED
+    error("Interrupted", "interrupted; vectors already stored are kept", _Stopped.code, as_json=as_json)
+    return _Stopped.code
 
 
 def lost(failure: OSError) -> ResultLost:

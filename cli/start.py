@@ -8,14 +8,17 @@ import sys
 def main() -> None:
     """Run the command that ``sys.argv`` holds, and leave with its exit code."""
     try:
+        import signal
+
         from cli import output
 
+        signal.signal(signal.SIGTERM, output.terminate)
         output.prepare_streams()
         from cli.app import run
 
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
-        import signal
+        import signal  # the interrupt may have come before the first import
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end the sentence with a traceback
         from cli import output
