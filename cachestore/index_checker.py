@@ -31,6 +31,9 @@ class Checker(_verify._Verifier):  # type: ignore[misc]
         super().__init__(file, size)
         self.out = out
 
+    def _read_at(self, off: int, n: int) -> bytes:
+        return os.pread(self.f.fileno(), n, off)
+
     def _walk_leaf(self, ctx: dict[str, Any], pgno: int, buf: bytes) -> None:
         if ctx["name"] != _DATABASE or self.hdrsz != 16 or not self._plain(ctx, buf):
             super()._walk_leaf(ctx, pgno, buf)

@@ -39,8 +39,9 @@ class Part:
     prefixes: NDArray[np.uint64]
     right: NDArray[np.bool_]
     numbers: NDArray[np.uint32]
-    places: NDArray[np.int64]
-    """the position in ``numbers`` of the shard of each key"""
+    """of the shards, sorted"""
+    shards: NDArray[np.uint32]
+    """the number of the shard of each key"""
     index: IndexCheck
 
     def states(self, keys: NDArray[np.void], encoder: Fingerprint, dim: int) -> tuple[NDArray[np.uint8], set[str]]:
@@ -53,7 +54,7 @@ class Part:
             at = np.empty(len(keys), np.int64)
             at[order] = np.minimum(np.searchsorted(self.prefixes, prefixes[order]), len(self.keys) - 1)
             fits, called = self.index.of_encoder(self.numbers, encoder, dim)
-            place = self.places[at]
+            place = np.searchsorted(self.numbers, self.shards[at])
             states[(self.keys[at] == keys) & self.right[at] & fits[place]] = RIGHT
             used = np.bincount(place[states == RIGHT], minlength=len(self.numbers))
             names = {called[number] for number in np.flatnonzero(used).tolist()}
@@ -189,13 +190,14 @@ class IndexCheck:
         self, first: int, blocks: list[NDArray[Any]], covered: dict[str, NDArray[np.uint8]], last: int | None = None
     ) -> Part:
         joined = np.concatenate([*blocks, np.empty(0, NODE)])
-        keys = np.ascontiguousarray(joined["key"])
-        numbers, places = np.unique(joined["shard"], return_inverse=True)
+        keys, shards = np.ascontiguousarray(joined["key"]), np.ascontiguousarray(joined["shard"])
         rows = joined["row"].astype(np.int64)
         right = np.zeros(len(keys), np.bool_)
         # numbers of 16 bits are sorted ten times as fast
-        order = np.argsort(places.astype(np.uint16) if len(numbers) < 1 << 16 else places, kind="stable")
-        for number, at in zip(numbers.tolist(), _split(places[order], order), strict=True):
+        small = shards.max(initial=0) < 1 << 16
+        order = np.argsort(shards.astype(np.uint16) if small else shards, kind="stable")
+        numbers, starts = _runs(shards[order])
+        for number, at in zip(numbers.tolist(), np.split(order, starts[1:]) if len(order) else [], strict=True):
             entry = self.entries.get(number)
             opened = self._shards.open(entry.name) if entry else None
             if opened is not None:
@@ -210,7 +212,7 @@ class IndexCheck:
             self._damaged("It holds a key twice.")
         prefixes = prefixes_of(keys)
         last = (int(prefixes[-1]) if len(prefixes) else first) if last is None else last
-        return Part(first, last, keys, prefixes, right, numbers, places, self)
+        return Part(first, last, keys, prefixes, right, numbers, shards, self)
 
     def _check_rows(self, entry: ShardEntry, covered: NDArray[np.uint8] | None) -> None:
         """Look up the rows that no key of the index is at; ``covered`` are the bits of the others."""
@@ -252,6 +254,9 @@ def prefixes_of(keys: NDArray[np.void]) -> NDArray[np.uint64]:
     return np.ascontiguousarray(keys).view(">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
-def _split(sorted_places: NDArray[np.int64], order: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """``order`` cut where ``sorted_places`` changes."""
-    return np.split(order, np.flatnonzero(np.diff(sorted_places)) + 1) if len(order) else []
+def _runs(values: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """The distinct values of a sorted array, and where each begins."""
+    starts = (
+        np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])) if len(values) else np.empty(0, np.int64)
+    )
+    return values[starts], starts
