@@ -56,7 +56,7 @@ Transaction: TypeAlias = lmdb.Transaction
 
 # LMDB forbids opening one environment twice in a process, under whatever path: keyed by device and inode of its folder
 _open: dict[tuple[int, int], Environment] = {}
-_open_guard = threading.Lock()
+open_guard = threading.RLock()  # held over a fork, so that no child finds it taken for ever
 
 
 class Environment:
@@ -264,7 +264,7 @@ def acquire(folder: Path, databases: Sequence[bytes], *, writable: bool) -> Envi
     """
     if writable:
         files.make_folder(folder)
-    with _open_guard:
+    with open_guard:
         environment = _open.get(_identity(folder))
         if environment is not None and environment.pid != os.getpid():
             environment.abandon()  # this process's copy of its parent's, which must not be used; the parent's stays open
@@ -278,7 +278,7 @@ def acquire(folder: Path, databases: Sequence[bytes], *, writable: bool) -> Envi
 
 def release(environment: Environment) -> None:
     """Give an environment back; the last of its users closes it."""
-    with _open_guard:
+    with open_guard:
         environment.users -= 1
         if environment.users == 0 and environment.pid == os.getpid():
             environment.close()
@@ -290,7 +290,7 @@ def release(environment: Environment) -> None:
 
 
 def _before_fork() -> None:
-    _open_guard.acquire()
+    open_guard.acquire()
     for environment in set(_open.values()):
         environment.hold()
 
@@ -298,7 +298,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     for environment in set(_open.values()):
         environment.let_go()
-    _open_guard.release()
+    open_guard.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +63,6 @@ class Index:
     def __init__(self, folder: Path, *, readonly: bool) -> None:
         self.folder = folder
         self.readonly = readonly
-        self._guard = threading.Lock()
         self._environment: Environment | None = environment.acquire(folder, _DATABASES, writable=not readonly)
         try:
             self._check_format()
@@ -305,7 +303,7 @@ class Index:
 
     def _current(self) -> Environment:
         """The environment of this process and of the newest generation."""
-        with self._guard:
+        with environment.open_guard:
             current = self._environment
             if current is None:
                 raise StoreError(f"The store of {self.folder} was closed. Open it again with cachestore.open_store.")
