@@ -194,6 +194,7 @@ def open_lock(path: Path) -> int:
 
 def hold_new_lock(root: Path, path: Path) -> int:
     """A lock file at ``path`` that is held exclusively from the moment it is there; returns its descriptor, which holds it."""
+    _refuse_links(root, path.parent)
     make_folder(root / "tmp")
     make_folder(path.parent)
     temporary = root / "tmp" / uuid.uuid4().hex
@@ -216,6 +217,8 @@ def content_sizes(root: Path, folder: str, suffix: str) -> dict[str, int]:
 
 def _content(root: Path, folder: str, suffix: str) -> Iterator[tuple[str, int]]:
     for bucket in _entries(root / folder):
+        if bucket.is_symlink():
+            continue  # it leads out of the store
         for entry in _entries(Path(bucket.path)):
             if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
                 yield entry.name.removesuffix(suffix), entry.stat(follow_symlinks=False).st_size
@@ -300,6 +303,16 @@ def _publish(root: Path, path: Path, data: bytes | memoryview, mode: int) -> Non
         _sync_folder(path.parent)
     except OSError as error:
         raise translate(error, path) from error
+
+
+def _refuse_links(root: Path, folder: Path) -> None:
+    """Nothing is written, moved or deleted through a link that leads out of the store; the store itself may lie behind one."""
+    while folder != root and folder.is_relative_to(root):
+        if folder.is_symlink():
+            raise StoreError(
+                f"{folder} is a symbolic link, through which nothing is changed. Put the files in its place, or link the whole store."
+            )
+        folder = folder.parent
 
 
 def _write_synced(path: Path, data: bytes | memoryview, mode: int) -> None:

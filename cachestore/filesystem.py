@@ -23,12 +23,20 @@ _DOUBTED = {
 
 
 def check(root: Path) -> None:
-    """Raises StoreError on a network file system, unless CACHESTORE_NETWORK_STORE=1; warns of one that may be, and of a store
-    that everybody may write to."""
+    """Raises StoreError where a link leads out of the store, and on a network file system, unless CACHESTORE_NETWORK_STORE=1.
+
+    Warns of a file system that may be one, and of a store that everybody may write to.
+    """
     if root.stat().st_mode & stat.S_IWOTH:
         warnings.warn(
             f"Everybody may write to the store at {root}, and so change what others train on. Run: chmod o-w {root}",
             stacklevel=2,
+        )
+    with os.scandir(root) as entries:
+        links = sorted(entry.path for entry in entries if entry.is_symlink())
+    if links:
+        raise StoreError(
+            f"{links[0]} is a symbolic link, and nothing is changed through one. Put what it leads to in its place, or link the store itself."
         )
     found = kind(root)
     if found in _REFUSED and os.environ.get(OVERRIDE) != "1":
@@ -49,8 +57,9 @@ def kind(path: Path) -> str:
     found = ""
     for line in _mounts():
         before, _, after = line.partition(" - ")
-        if before.split()[2] == device:
-            found = after.split()[0]
+        fields = before.split()
+        if len(fields) > 2 and fields[2] == device:
+            found = after.partition(" ")[0]
     return found
 
 

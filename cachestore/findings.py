@@ -28,7 +28,8 @@ class Finding:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.what}: {self.detail}" + (f" {self.advice}" if self.advice else "")
+        what = self.what if self.what.isprintable() else repr(self.what)[1:-1]  # one finding is one line
+        return f"{self.severity}: {what}: {self.detail}" + (f" {self.advice}" if self.advice else "")
 
 
 class Findings:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ SKIPPED_ROWS = 5
 INTERRUPTED = 130
 TERMINATED = 143
 SKIPPED_SHOWN = 5
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a file's name may hold, and a terminal obeys
 
 
 class ResultLost(Exception):
@@ -187,7 +189,7 @@ def _write(stream: TextIO | None, text: str) -> OSError | None:
     if stream is None:
         return None
     try:
-        print(text, file=stream, flush=True)
+        print(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), file=stream, flush=True)
     except (
         BrokenPipeError
     ):  # the reader has seen enough (`cachestore ls | head -1`); the exit code still tells the rest

@@ -241,6 +241,8 @@ def _directory(settings: TextSettings) -> Path:
 
 
 def _wrong_type(kind: object) -> str:
+    if isinstance(kind, str) and len(kind) > 200:
+        kind = f"{kind[:200]}…"
     if kind is None:
         return f"encoder.type: is required; choose one of {', '.join(TYPES)}"
     if isinstance(kind, str) and kind in _LUDWIG_ONLY_TYPES:
