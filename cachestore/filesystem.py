@@ -36,7 +36,7 @@ def check(root: Path) -> None:
         links = sorted(entry.path for entry in entries if entry.is_symlink())
     if links:
         raise StoreError(
-            f"{links[0]} is a symbolic link, and nothing is changed through one. Put what it leads to in its place, or link the store itself."
+            f"{links[0]} is a link, and nothing is changed through one. Put what it leads to in its place, or link the store itself."
         )
     found = kind(root)
     if found in _REFUSED and os.environ.get(OVERRIDE) != "1":
