@@ -43,13 +43,16 @@ def test_a_build_killed_at_a_random_moment_is_finished_by_the_next(
     warm: Warm, folder: Path, record: Recording, kills: int
 ) -> None:
     expected = undisturbed(warm, folder)
+    began = time.monotonic()
+    assert warm.run("build", folder=str(trials.fresh(folder / "timed")), seconds=0.005).code == 0
+    seconds = time.monotonic() - began
     random_ = random.Random(7)
     reached: list[int] = []
     with record("1 SIGKILL at a random moment") as trial:
         for number in range(kills):
             place = trials.fresh(folder / str(number))
             child = warm.start("build", folder=str(place), seconds=0.005)
-            time.sleep(random_.uniform(0, 0.12))
+            time.sleep(random_.uniform(0, seconds))
             child.send(signal.SIGKILL)
             child.wait()
             reached.append(after(warm, place, expected, trial)["stored"])

@@ -85,7 +85,8 @@ class Child:
         return json.loads(data[_LENGTH.size : _LENGTH.size + length]) if length else None
 
     def _text(self, suffix: str) -> str:
-        return self.report.with_suffix(suffix).read_text(encoding="utf-8", errors="replace")
+        path = self.report.with_suffix(suffix)  # not there when it was killed at once
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 class Warm:
