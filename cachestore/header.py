@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cachestore import files, locks
 from cachestore.errors import StoreFormatError, StoreNotFound
+from cachestore.sealed import seal, unseal
 
 FORMAT = 1
 LOCK_SECONDS = 30.0
@@ -23,13 +24,16 @@ def check(root: Path) -> None:
     try:
         header = json.loads(files.read_small(path))
         number, features = int(header["format"]), list(header["features"])
+        if number <= FORMAT and not features:
+            unseal(header)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreNotFound(
             f"There is no store at {root}. Create it by a build, or name another with --store."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise StoreFormatError(
-            f"{path} is not the header of a store ({error}). Choose another directory with --store."
+            f"{path} is not the header of a store ({error}). Choose another directory with --store; if it is one, "
+            "`cachestore repair` writes its header anew."
         ) from error
     if number > FORMAT or features:
         needs = f" with {', '.join(features)}" if features else ""
@@ -62,7 +66,7 @@ def renew(root: Path) -> None:
     """Write a header as of a new store, in the place of one that is lost. The caller holds ``builders``."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
     header = {"format": FORMAT, "features": [], "id": uuid.uuid4().hex, "created": created}
-    files.replace_small(root, root / _HEADER, (json.dumps(header) + "\n").encode())
+    files.replace_small(root, root / _HEADER, (json.dumps(seal(header)) + "\n").encode())
 
 
 def _refuse_strangers(root: Path) -> None:

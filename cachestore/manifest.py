@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from cachestore import files
 from cachestore.errors import DamageError, ManifestNotFound, StoreFormatError, UsageError, nearest
 from cachestore.keys import SIZE, Fingerprint, Json, canonical, fingerprint
+from cachestore.sealed import seal, unseal
 
 PRESENT, MISSING, SKIPPED, FORGOTTEN = 0, 1, 2, 3
 
@@ -196,7 +197,7 @@ def read_log(root: Path, name: str) -> list[Version]:
     """The versions of a name, oldest first. Raises ManifestNotFound when there is no such name."""
     path = root / _NAMES / f"{check_name(name)}.jsonl"
     try:
-        lines = files.read_small(path).decode().splitlines()
+        data = files.read_small(path)
     except FileNotFoundError:
         known = names(root)
         listed = f" Names here: {', '.join(known[:10])}." if known else " It holds no names yet."
@@ -204,12 +205,13 @@ def read_log(root: Path, name: str) -> list[Version]:
             f"The store at {root} has no name {name!r}{nearest(name, known) or '.'}{listed}"
         ) from None
     try:
+        lines = data.decode().splitlines()
         if not lines:
             raise ValueError("it is empty")
         return [parse_version(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamageError(
-            f"The log {path} cannot be read ({error}). Restore it from a backup, or delete it and build again."
+            f"The log {path} cannot be read ({error}). Run `cachestore repair`: it keeps the lines that can be read."
         ) from error
 
 
@@ -226,13 +228,24 @@ def append_version(root: Path, name: str, manifest: Manifest, created: str, prov
 def write_log(root: Path, name: str, versions: Sequence[Version]) -> None:
     """Replace the log of a name. The caller holds the lock ``names``."""
     lines = [
-        json.dumps({"format": FORMAT, **vars(version)}, sort_keys=True, ensure_ascii=False) for version in versions
+        json.dumps(seal({"format": FORMAT, **vars(version)}), sort_keys=True, ensure_ascii=False)
+        for version in versions
     ]
     files.replace_small(root, root / _NAMES / f"{check_name(name)}.jsonl", ("\n".join(lines) + "\n").encode())
 
 
 def parse_version(line: Mapping[str, Any]) -> Version:
-    """A line of a log. Raises ValueError, KeyError or TypeError when it is none, StoreFormatError when a newer version wrote it."""
+    """A line of a log whose check is right.
+
+    Raises ValueError, KeyError or TypeError when it is none, StoreFormatError when a newer version wrote it.
+    """
+    found = salvage_version(line)
+    unseal(line)
+    return found
+
+
+def salvage_version(line: Mapping[str, Any]) -> Version:
+    """As ``parse_version``, of a line whose check may be wrong."""
     if line["format"] > FORMAT:
         raise StoreFormatError(
             f"A log has format {line['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
@@ -315,6 +328,7 @@ def read_chunk(
         if not reader.schema.equals(_chunk_schema(names), check_metadata=True) or reader.num_record_batches != 1:
             raise ValueError("its columns or format are not those of its manifest")
         batch = reader.get_batch(0)
+        batch.validate()  # Arrow aborts the process over lengths that cannot be
         if batch.num_rows != rows:
             raise ValueError(f"it has {batch.num_rows} rows instead of {rows}")
         keys = [np.frombuffer(batch.column(f"key.{name}").buffers()[1], f"V{SIZE}", count=rows) for name in names]

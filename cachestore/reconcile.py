@@ -21,7 +21,7 @@ def open_index(root: Path, *, readonly: bool) -> Index:
     folder = root / "index"
     if readonly:
         if looks_torn(folder):
-            raise DamageError(f"The index {folder} is damaged. Open the store for writing once: it fills a new one.")
+            raise DamageError(f"The index {folder} is damaged. Run `cachestore repair`, or build: either fills a new one.")
         return Index(folder, readonly=True)
     # one process at a time: another one's half-made index would look torn
     with locks.held(root, "index", exclusive=True, timeout=header.LOCK_SECONDS):

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from cachestore import files, header, locks
 from cachestore.errors import DamageError, StoreFormatError
+from cachestore.sealed import seal, unseal
 
 FORMAT: Final = 1
 _ID = re.compile(r"[0-9a-f]{64}")
@@ -33,7 +34,7 @@ def read(path: Path, parse: Callable[[dict[str, Any]], _T], advice: str) -> _T |
             raise StoreFormatError(
                 f"{path} has format {content['format']}; this version reads up to {FORMAT}. Upgrade cachestore."
             )
-        return parse(content)
+        return parse(unseal(content))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -50,7 +51,7 @@ def manifest_id(value: Any) -> str:
 def write(root: Path, path: Path, content: Mapping[str, Any]) -> None:
     """Replace such a file. Only inside ``writing``, or while the caller is alone in the store."""
     # ASCII: a path that is not UTF-8 has no other form
-    data = json.dumps({"format": FORMAT, **content}, sort_keys=True, indent=1) + "\n"
+    data = json.dumps(seal({"format": FORMAT, **content}), sort_keys=True, indent=1) + "\n"
     files.replace_small(root, path, data.encode())
 
 

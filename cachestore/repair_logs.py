@@ -12,7 +12,7 @@ from cachestore import files, references
 from cachestore import manifest as manifests
 from cachestore.errors import DamageError
 from cachestore.manifest import Version
-from cachestore.verify_names import readable_lines
+from cachestore.verify_names import readable_log
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class LogMend:
 def plan_log(root: Path, name: str) -> LogMend:
     """What can be kept of the log of a name."""
     try:
-        lines, dropped = readable_lines(root, name)
+        log = readable_log(root, name)
     except (DamageError, FileNotFoundError):
         return LogMend(name, (), 1, 0)
-    versions = _mended(root, lines)
-    mended = sum(before != after for before, after in zip(lines, versions, strict=True))
-    return LogMend(name, tuple(versions), dropped, mended)
+    versions = _mended(root, log.versions)
+    changed = {at for at, version in enumerate(versions) if version != log.versions[at]}
+    return LogMend(name, tuple(versions), log.broken, len(changed | log.doubted))
 
 
 def carry_out(root: Path, mend: LogMend) -> None:

@@ -143,8 +143,8 @@ def serialise(spec: Mapping[str, Json], keys: NDArray[np.void], vectors: NDArray
     values = pa.Array.from_buffers(schema.field("vector").type.value_type, rows * dim, [None, pa.py_buffer(contiguous)])
     columns = [
         pa.Array.from_buffers(pa.binary(SIZE), rows, [None, pa.py_buffer(np.ascontiguousarray(keys))]),
-        pa.Array.from_buffers(schema.field("vector").type, rows, [None], children=[values]),
         pa.Array.from_buffers(pa.uint64(), rows, [None, pa.py_buffer(_checks(keys, contiguous))]),
+        pa.Array.from_buffers(schema.field("vector").type, rows, [None], children=[values]),
     ]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
@@ -216,7 +216,8 @@ def _touch(path: Path, nbytes: int) -> None:
 
 
 def view(name: str, spec: Mapping[str, Json], dim: int, batch: pa.RecordBatch, nbytes: int) -> Shard:
-    """A shard of the arrays of a record batch, without a copy. Raises ValueError when they are too short."""
+    """A shard of the arrays of a record batch, without a copy. Raises ValueError or ArrowInvalid when they do not fit each other."""
+    batch.validate()  # Arrow aborts the process over lengths that cannot be
     key_column, vector_column, check_column = (batch.column(field) for field in ("key", "vector", "check"))
     rows = batch.num_rows  # one batch read whole: no array has an offset
     return Shard(
@@ -237,8 +238,9 @@ def _schema(spec: Mapping[str, Json], dim: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("key", pa.binary(SIZE), nullable=False),
-            pa.field("vector", pa.list_(pa.field("item", values, nullable=False), dim), nullable=False),
+            # before the vectors, so that of a file cut short those rows can be checked that are there
             pa.field("check", pa.uint64(), nullable=False),
+            pa.field("vector", pa.list_(pa.field("item", values, nullable=False), dim), nullable=False),
         ],
         metadata={
             "cachestore.format": str(FORMAT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cachestore import files, references
@@ -12,6 +13,7 @@ from cachestore.errors import DamageError, ManifestNotFound, UsageError
 from cachestore.findings import Findings, Kind, reason
 from cachestore.manifest import Version
 from cachestore.references import Root
+from cachestore.sealed import unseal
 
 LINES = "Run `cachestore repair`: it keeps the lines that can be read."
 ASIDE = "Run `cachestore repair`: it moves the file to quarantine."
@@ -36,16 +38,30 @@ def check_roots(root: Path, findings: Findings, names: Iterable[str] | None = No
     return found
 
 
-def readable_lines(root: Path, name: str) -> tuple[list[Version], int]:
-    """The versions of a log that can be read, and how many of its lines cannot."""
-    found: list[Version] = []
-    broken = 0
+@dataclass(frozen=True)
+class ReadableLog:
+    """What can be read of a log: its versions, which of them have a wrong check, and how many lines are no version."""
+
+    versions: list[Version]
+    doubted: set[int]
+    broken: int
+
+
+def readable_log(root: Path, name: str) -> ReadableLog:
+    """What can be read of a log. FileNotFoundError passes through."""
+    found = ReadableLog([], set(), 0)
     for line in files.read_small(root / "names" / f"{name}.jsonl").splitlines():
         try:
-            found.append(manifests.parse_version(json.loads(line)))
+            content = json.loads(line)
+            found.versions.append(manifests.salvage_version(content))
         except (ValueError, KeyError, TypeError, RecursionError):
-            broken += 1
-    return found, broken
+            found = replace(found, broken=found.broken + 1)
+            continue
+        try:
+            unseal(content)
+        except ValueError:
+            found.doubted.add(len(found.versions) - 1)
+    return found
 
 
 def _check_log(root: Path, name: str, findings: Findings) -> list[Root]:
@@ -57,7 +73,7 @@ def _check_log(root: Path, name: str, findings: Findings) -> list[Root]:
     except DamageError as error:
         findings.damage("log", what, reason(error), LINES)
         try:
-            log, _ = readable_lines(root, name)
+            log = readable_log(root, name).versions
         except (DamageError, FileNotFoundError):
             return []
     for before, line in zip([None, *log], log, strict=False):

@@ -120,5 +120,5 @@ def test_a_damaged_log_says_so(tmp_path):
     manifests.append_version(tmp_path, "reviews", written(tmp_path, rows_of(2)), "now", {})
     path = tmp_path / "names" / "reviews.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DamageError, match="backup"):
+    with pytest.raises(DamageError, match="cachestore repair"):
         manifests.read_log(tmp_path, "reviews")

@@ -20,6 +20,7 @@ from cachestore.errors import ManifestNotFound, StoreFormatError, StoreNotFound
 from cachestore.findings import Findings
 from cachestore.keys import Key, fingerprint
 from cachestore.manifest import read_chunks
+from cachestore.sealed import seal, unseal
 from cachestore.verify import verify
 from cachestore.verify_index import IndexCheck
 from cachestore.verify_shards import Shards
@@ -310,16 +311,21 @@ def test_logs_are_checked_line_by_line_and_against_each_other(store):
         return store.verify(read_data=False)
 
     assert kinds(verified([lines[0], "{torn", lines[2]]).damage) == {"log"}
+    assert kinds(verified([lines[0], lines[1].replace('"20', '"21'), lines[2]]).damage) == {"log"}
     assert kinds(verified([lines[0], lines[2], lines[1]]).damage) == {"log"}
     other = json.dumps({**versions[1], "manifest": versions[0]["manifest"]})
     assert kinds(verified([lines[0], other, lines[2]]).damage) == {"log"}
     gap = verified([lines[0], lines[2]])
     assert not gap.damage
     assert "Versions 2 to 2 are missing" in " ".join(finding.detail for finding in gap.notices)
-    lost = verified([*lines[:2], json.dumps({**versions[2], "manifest": "ab" * 32})])
+    lost = verified([*lines[:2], json.dumps(seal({**unseal(versions[2]), "manifest": "ab" * 32}))])
     assert {finding.what for finding in lost.damage} == {"first@3"}
     old = verified(
-        [json.dumps({**versions[0], "manifest": "ab" * 32}), json.dumps({**versions[1], "parent": "ab" * 32}), lines[2]]
+        [
+            json.dumps(seal({**unseal(versions[0]), "manifest": "ab" * 32})),
+            json.dumps(seal({**unseal(versions[1]), "parent": "ab" * 32})),
+            lines[2],
+        ]
     )
     assert not old.damage  # gc collects old versions
     assert "first@1" in {finding.what for finding in old.notices}
@@ -339,8 +345,11 @@ def test_tags_pins_and_the_map_of_superseded_manifests_are_checked(store):
     (store.root / "superseded.json").write_text("{")
     assert kinds(store.verify().damage) == {"tag", "pin", "superseded"}
     (store.root / "superseded.json").unlink()
-    tag.write_text(whole[0].replace(first, "cd" * 32))
-    pin.write_text(whole[1].replace(first, "cd" * 32))
+    for path, text in zip((tag, pin), whole, strict=True):
+        path.write_text(text.replace("2026", "2027"))
+    assert kinds(store.verify().damage) == {"tag", "pin"}, "their checks are wrong"
+    for path, text in zip((tag, pin), whole, strict=True):
+        path.write_text(json.dumps(seal(json.loads(json.dumps(unseal(json.loads(text))).replace(first, "cd" * 32)))))
     gone = store.verify().damage
     assert {finding.what for finding in gone} == {"first@good", "run /runs/one"}
 
