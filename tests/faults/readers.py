@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import shutil
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import IO, Any, Literal
 
 import lmdb.verify
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import index_file, open_store, references, verify
+from cachestore import index_checker, index_file, open_store, references, repair, verify
 from cachestore.build import run
 from cachestore.errors import CachestoreError, DamageError, StoreError
 from cachestore.fill import Limits
@@ -60,6 +66,7 @@ def make(folder: str) -> dict[str, Any]:
         with open_store(place / "store") as store:
             built = run(store, place / "table.csv", encoders(), name="table", limits=LIMITS)
             if rows == FIRST_ROWS:
+                shutil.copy(place / "table.csv", place / "first.csv")
                 created, head = "2026-01-01T00:00:00+00:00", built.manifest.id
                 references.write_tag(store.root, references.Tag("table", "first", 1, head, created))
                 references.write_pin(store.root, references.Pin("run-1", str(place / "run"), (head,), created))
@@ -117,12 +124,14 @@ def _wrong(vectors: NDArray[Any], mask: NDArray[np.bool_], place: Path, column: 
 
 
 def again(folder: str) -> dict[str, Any]:
-    """Build the same table again and read it whole: the id, what was encoded, and what is not as it should be."""
+    """Build both versions of the table again and read the newer whole: the id, what was encoded, and what is not as it should be."""
     place = Path(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_store(place / "store") as store:
             used = encoders()
+            if (place / "first.csv").exists():
+                run(store, place / "first.csv", used, named=False, limits=LIMITS)
             built = run(store, place / "table.csv", used, name="table", limits=LIMITS)
             wrong = sum(_wrong(*store.vectors(built.manifest, column), place, column) for column in COLUMNS)
     return {"id": built.manifest.id, "encoded": sum(len(encoder.seen) for encoder in used.values()), "wrong": wrong}
@@ -130,17 +139,54 @@ def again(folder: str) -> dict[str, Any]:
 
 def verified(folder: str) -> dict[str, Any]:
     """What ``verify`` finds in a store when it reads everything."""
-    # LMDB's checker is pure Python: in this process it costs no interpreter's start
-    index_file._check = _checked_here  # type: ignore[assignment]
+    index_file._running = _checked_here  # type: ignore[assignment]
     report = verify.verify(Path(folder) / "store", read_data=True, seed=1)
     return {"damage": [str(finding) for finding in report.damage]}
 
 
-def _checked_here(folder: Path) -> tuple[list[str], bool]:
+def repaired(folder: str) -> dict[str, Any]:
+    """Repair a store: how many vectors were salvaged, and what is to be built again."""
+    index_file._running = _checked_here  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plan = repair.repair(Path(folder) / "store")
+    return {"salvaged": sum(mend.salvaged for mend in plan.shards), "build": [str(item) for item in plan.build]}
+
+
+def examined(folder: str) -> dict[str, Any]:
+    """``read`` and ``verified``, or the typed error that each ended with."""
+    return {"read": _answer(read, folder), "verified": _answer(verified, folder)}
+
+
+def mended(folder: str) -> dict[str, Any]:
+    """``repaired``, then what is true of the store when it is built ``again``."""
+    found = {"repaired": _answer(repaired, folder)}
+    if "error" not in found["repaired"]:
+        found |= {"again": again(folder), "read": read(folder), "verified": verified(folder)}
+    return found
+
+
+def _answer(question: Callable[[str], dict[str, Any]], folder: str) -> dict[str, Any]:
     try:
-        return lmdb.verify.verify(str(folder)), False
-    except lmdb.verify.VerifyError as error:
-        return [str(error)], False
+        return question(folder)
+    except CachestoreError as error:
+        return {"error": type(error).__name__, "message": str(error), "code": error.exit_code}
+
+
+@contextmanager
+def _checked_here(folder: Path, action: str, errors: IO[bytes] | None = None) -> Iterator[SimpleNamespace]:
+    """The checker of the index in this process, which is spared an interpreter's start: it never opens the file by LMDB."""
+    out = io.BytesIO()
+    with (folder / "data.mdb").open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            problems = index_checker.Checker(file, size, out if action == "keys" else None).verify()
+        except lmdb.verify.VerifyError as error:
+            problems = [str(error)]
+    if errors:
+        errors.write("\n".join(problems).encode())
+    out.seek(0)
+    yield SimpleNamespace(stdout=out, wait=lambda: 1 if problems else 0)
 
 
 def placed(folder: str, mode: Literal["r", "w"] = "r") -> dict[str, str]:
@@ -160,15 +206,11 @@ def placed(folder: str, mode: Literal["r", "w"] = "r") -> dict[str, str]:
 
 def command(arguments: list[str]) -> None:
     """Run a command as the shell would; its exit code is this process's."""
-    name = arguments[0]
-    if name not in {registered.name for registered in app.app.registered_commands}:
-        app.app.command(name)(importlib.import_module(f"cli.{name}").command)
     raise SystemExit(app.run(arguments))
 
 
 def make_of_the_future(folder: str, modules: list[str]) -> dict[str, Any]:
     """``make``, by a version of this package whose files of those modules have the next format."""
     for name in modules:
-        module = importlib.import_module(name)
-        module.FORMAT += 1
+        importlib.import_module(name).FORMAT += 1
     return make(folder)
