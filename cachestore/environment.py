@@ -137,7 +137,7 @@ class Environment:
             lock=self._registers,
             readahead=False,
             max_readers=_MAX_READERS,
-            mode=0o644,
+            mode=0o666,
         )
 
     def version(self) -> int:

@@ -44,7 +44,7 @@ def content_path(root: Path, folder: str, name: str, suffix: str) -> Path:
 
 def replace_small(root: Path, path: Path, data: bytes) -> None:
     """Replace a small file of the store as one step: readers see the old bytes or the new, also after a power cut."""
-    _publish(root, path, data, 0o644)
+    _publish(root, path, data, 0o666)
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:
@@ -66,7 +66,7 @@ def reserve(path: Path, nbytes: int, *, create: bool) -> None:
     One that is not there is made when ``create``, and otherwise left alone.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o666)
         try:
             os.posix_fallocate(descriptor, 0, nbytes)
         finally:
@@ -187,7 +187,7 @@ def open_lock(path: Path) -> int:
     """A file descriptor on a lock file, made if it is not there. The caller closes it."""
     make_folder(path.parent)
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise translate(error, path) from error
 
@@ -200,7 +200,7 @@ def hold_new_lock(root: Path, path: Path) -> int:
     temporary = root / "tmp" / uuid.uuid4().hex
     descriptor = -1
     try:
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(temporary, path)
     except OSError as error:

@@ -7,14 +7,18 @@ import json
 import os
 import pickle
 import shutil
+import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import cachestore
 from cachestore import files, locks, open_store, shard
+from cachestore.build import run as run_build
 from cachestore.errors import (
     DamageError,
     DataError,
@@ -391,3 +395,47 @@ def test_a_store_can_be_sent_to_another_process(tmp_path, mode):
         again = CountingEncoder()
         np.testing.assert_array_equal(sent.embed(["a", "b"], again), vectors)
         assert again.seen == []
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that other users can reach, as they cannot pytest's."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become two other users")
+def test_users_of_a_group_share_a_store(open_folder):
+    place = open_folder
+    os.chown(place, 4001, 4000)
+    place.chmod(0o2770)
+
+    def as_user(user, texts, known):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.umask(0o002)
+                os.setgroups([])
+                os.setgid(4000)
+                os.setuid(user)
+                encoder = CountingEncoder()
+                with open_store(place / "store") as store:
+                    store.embed(texts, encoder)
+                    run_build(store, {"text": texts}, {"text": encoder}, name="shared")
+                    store.tag("shared", f"user-{user}")
+                    with store.alone():
+                        store.rebuild_index()
+                os._exit(0 if len(encoder.seen) == len(texts) - known else 2)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr)
+                os._exit(1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    with open_store(place.parent / f"{place.name}-warm") as store:  # imports what these users may not be able to read
+        run_build(store, {"text": ["a"]}, {"text": CountingEncoder()}, name="warm")
+    shutil.rmtree(store.root)
+    assert as_user(4001, ["a", "b"], 0) == 0
+    (place / "store").chmod(0o2770)  # made for its owner alone
+    assert as_user(4002, ["a", "b", "c"], 2) == 0
+    assert as_user(4001, ["a", "b", "c", "d"], 3) == 0
+    assert as_user(4002, ["d", "e"], 1) == 0
