@@ -422,7 +422,7 @@ def test_users_of_a_group_share_a_store(open_folder):
                 with open_store(place / "store") as store:
                     store.embed(texts, encoder)
                     run_build(store, {"text": texts}, {"text": encoder}, name="shared")
-                    store.tag("shared", f"user-{user}")
+                    store.tag("shared", f"of-{len(texts)}-{user}")
                     with store.alone():
                         store.rebuild_index()
                 os._exit(0 if len(encoder.seen) == len(texts) - known else 2)
