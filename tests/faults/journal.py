@@ -24,6 +24,8 @@ class Node:
     folder: bool
     data: bytearray = field(default_factory=bytearray)
     synced: bytes | None = None
+    copy: str = ""
+    """where a copy of what LMDB had synced lies, instead of data"""
     names: dict[str, int] = field(default_factory=dict)
     synced_names: dict[str, int] = field(default_factory=dict)
 
@@ -34,9 +36,11 @@ class Journal:
 
     root: Path
     events: list[tuple[Any, ...]] = field(default_factory=list)
+    open: bool = True
 
     def note(self, *event: Any) -> None:
-        self.events.append(event)
+        if self.open:
+            self.events.append(event)
 
     def inside(self, path: Any) -> str | None:
         """A path below the root as text, else None."""
@@ -106,6 +110,8 @@ def _watch_lmdb(journal: Journal, copies: Path) -> None:
     begin, write = Environment.__init__, Environment.write
 
     def copy(environment: Environment) -> None:
+        if not journal.open:
+            return
         # by another process: LMDB's locks would go if this one closed the file
         target = copies / str(len(journal.events))
         subprocess.run(["cp", environment.folder / "data.mdb", target], check=True)
@@ -154,8 +160,7 @@ def _replay(nodes: list[Node], root: Path, event: tuple[Any, ...]) -> None:
         if name not in names:
             nodes.append(Node(folder=False))
             names[name] = len(nodes) - 1
-        nodes[names[name]].data = bytearray(Path(rest[0]).read_bytes())
-        nodes[names[name]].synced = bytes(nodes[names[name]].data)
+        nodes[names[name]].copy = rest[0]
     elif what == "rename":
         names, name = _place(nodes, root, path)
         moved = names.pop(name)
@@ -183,6 +188,9 @@ def _write(nodes: list[Node], node: Node, target: Path, lucky: Callable[[], bool
         if child.folder:
             (target / name).mkdir()
             _write(nodes, child, target / name, lucky)
+            continue
+        if child.copy:
+            subprocess.run(["cp", "--sparse=always", child.copy, target / name], check=True)
             continue
         synced = child.synced or b""
         (target / name).write_bytes(bytes(child.data) if synced != child.data and lucky() else synced)

@@ -31,16 +31,15 @@ def cut(folder: str, luck: str, stride: int, seeds: int) -> list[dict[str, Any]]
     (place / "disk").mkdir()
     with open_store(place / "disk" / "store") as store:
         expected = trials.run(store, place / "table.csv", CountingEncoder(), "table").manifest.id
-    events = list(noted.events)
+    noted.open = False
+    events = noted.events
     named = len(events)  # the build had returned by then
     found = []
     for count in range(1 if stride == 1 else random.Random(seeds).randrange(1, stride), len(events) + 1, stride):
         for seed in range(seeds):
             rolls = random.Random(1000 * count + seed)
             left = place / f"left-{count}-{seed}"
-            journal.rebuild(
-                journal.Journal(noted.root, events), count, left, lambda rolls=rolls: rolls.random() < LUCK[luck]
-            )
+            journal.rebuild(noted, count, left, lambda rolls=rolls: rolls.random() < LUCK[luck])
             found.append({"cut": count, "event": str(events[count - 1])[:200], **_after(left, place, promised(count))})
             found[-1]["same"] = found[-1]["id"] == expected
             found[-1]["kept"] = count < named or found[-1]["versions"] == 1

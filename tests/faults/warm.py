@@ -6,6 +6,7 @@ Run as ``python -m tests.faults.warm`` it takes one JSON request a line and answ
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import mmap
@@ -72,6 +73,8 @@ class Child:
         """How it ended. A hang is a failure: AssertionError after ``timeout`` seconds."""
         code = self.warm.ask({"wait": self.pid, "timeout": timeout})["code"]
         if code is None:
+            os.killpg(self.pid, signal.SIGUSR1)  # its threads, and those of what it forked, say where they are
+            time.sleep(1)
             os.killpg(self.pid, signal.SIGKILL)
             self.warm.ask({"wait": self.pid, "timeout": 5})
             raise AssertionError(f"it hung for {timeout} s: {self._text('.err')}")
@@ -176,6 +179,7 @@ def _child(request: dict[str, Any]) -> None:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    faulthandler.register(signal.SIGUSR1)
     while request["gate"] and not path.with_suffix(".go").exists():
         time.sleep(0.001)
     value: Any = None
