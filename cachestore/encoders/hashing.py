@@ -23,6 +23,7 @@ from cachestore.keys import Json
 _WORD: Final = re.compile(r"\b\w\w+\b")
 _ROWS_PER_BLOCK: Final = 2048
 _BYTES_PER_BLOCK: Final = 1 << 20
+_FEW: Final = 32
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,28 @@ def _murmur3_32(data: NDArray[np.uint8]) -> NDArray[np.uint32]:
     padded = np.zeros((rows, -(-length // 4) * 4), np.uint8)
     padded[:, :length] = data
     blocks = padded.view("<u4")
-    state = np.zeros(rows, np.uint32)
-    for block in range(length // 4):
-        state = _rotate(state ^ _scramble(blocks[:, block]), 13) * np.uint32(5) + np.uint32(0xE6546B64)
+    if rows < _FEW:
+        state = np.array([_chained(row[: length // 4]) for row in blocks], np.uint32)
+    else:
+        state = np.zeros(rows, np.uint32)
+        for block in range(length // 4):
+            state = _rotate(state ^ _scramble(blocks[:, block]), 13) * np.uint32(5) + np.uint32(0xE6546B64)
     if length % 4:
         state = state ^ _scramble(blocks[:, -1])
     state = state ^ np.uint32(length)
     state = (state ^ (state >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     state = (state ^ (state >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return state ^ (state >> np.uint32(16))
+
+
+def _chained(blocks: NDArray[np.uint32]) -> int:
+    """The state after all blocks of one key: a word of megabytes is one, and an array of one number costs as much as of a hundred."""
+    state = 0
+    for start in range(0, len(blocks), 1 << 16):
+        for block in _scramble(blocks[start : start + (1 << 16)]).tolist():
+            state ^= block
+            state = (((state << 13 | state >> 19) & 0xFFFFFFFF) * 5 + 0xE6546B64) & 0xFFFFFFFF
+    return state
 
 
 def _scramble(block: NDArray[np.uint32]) -> NDArray[np.uint32]:
