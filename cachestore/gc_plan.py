@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -139,13 +140,15 @@ class _Planning:
     def roots(self, dropped: set[str]) -> tuple[dict[str, Manifest], dict[str, list[str]]]:
         """Manifests that something keeps, and versions, by manifest, that --keep-last lets go. ``dropped`` are runs that keep nothing."""
         found = [root for root in references.roots(self.root) if root.kind != "pin"]
-        newest: dict[str | None, int] = {}
-        for root in found:
-            newest[root.name] = max(newest.get(root.name, 0), root.version or 0)
+        newer = Counter(root.name for root in found if root.kind == "name")
         wanted: dict[str, str] = {}
         old: dict[str, list[str]] = {}
         for root in found:
-            behind = newest[root.name] - (root.version or 0) if root.kind == "name" else 0
+            behind = 0
+            if root.kind == "name":
+                # by the lines of the log: a tag, or a number that repair left out, makes no version older
+                newer[root.name] -= 1
+                behind = newer[root.name]
             if behind and not manifests.manifest_path(self.root, root.manifest).exists():
                 continue  # collected before
             if self.rules.keep_last is not None and behind >= self.rules.keep_last:

@@ -252,6 +252,26 @@ def test_keep_last_lets_old_versions_go_but_tagged_and_pinned_ones(store, tmp_pa
     assert collect(store, unreferenced_older_than=0)[0].unreferenced == ()
 
 
+def test_the_head_of_a_name_stays_when_a_tag_has_a_higher_version_than_its_log(store):
+    versions = [build(store, 0, 10 * count, "reviews") for count in range(1, 4)]
+    store.tag("reviews", "paper", 3)
+    manifests.write_log(store.root, "reviews", store.log("reviews")[:2])  # as repair does with a last line that is torn
+    plan, _ = collect(store, keep_last=1)
+    assert plan.versions == ("reviews@1",)
+    assert store.manifest("reviews").id == versions[1].id
+    assert intact(store, "reviews", 0, 20)
+    assert intact(store, "reviews@paper", 0, 30)
+
+
+def test_keep_last_counts_the_versions_that_a_log_has(store):
+    versions = [build(store, 0, 10 * count, "reviews") for count in range(1, 5)]
+    first, *_, last = store.log("reviews")
+    manifests.write_log(store.root, "reviews", [first, last])  # as repair does with lines that are torn
+    assert collect(store, keep_last=2)[0].versions == ()
+    assert collect(store, keep_last=1)[0].versions == ("reviews@1",)
+    assert intact(store, versions[3], 0, 40)
+
+
 def test_keep_last_and_age_let_vectors_of_old_versions_go(store):
     build(store, 0, 20, "reviews")
     newest = build(store, 10, 30, "reviews")
