@@ -6,6 +6,7 @@ a second time, because closing that would drop its locks.
 
 from __future__ import annotations
 
+import signal
 import stat
 import subprocess
 import sys
@@ -19,18 +20,16 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cachestore.errors import StoreError
+
+PROBLEMS = 3
+"""The exit code of the checker when it found some. Python's own and signals, which tell nothing of the file, are others."""
+
 _DATA = "data.mdb"
 _PROGRAM = str(Path(__file__).with_name("index_checker.py"))
 NODE = np.dtype([("head", "V8"), ("key", "V32"), ("shard", "<u4"), ("row", "<u4")])
 _BLOCK = 1 << 16
 _KEPT = 1 << 22  # keys, 200 MB; of an index with more they are read a second time
-# holds a snapshot: its pages are not reused while it is there
-_HOLD = """
-import sys, lmdb
-with lmdb.open(sys.argv[1], readonly=True, create=False, readahead=False) as environment, environment.begin():
-    print("held", flush=True)
-    sys.stdin.read()
-"""
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,22 @@ class Examined:
 def examine(folder: Path, *, keys: bool = False) -> Examined:
     """Check the file of an index, also while others write to it.
 
-    Raises FileNotFoundError when there is none.
+    Raises FileNotFoundError when there is none, StoreError when the checker could not finish, which tells nothing of the file.
     """
-    found, moved = _examine(folder, keys)
-    if found.problems and moved:  # pages were reused while it was read
+    code, lines, nodes, moved = _examine(folder, keys)
+    if code and moved:  # pages were reused while it was read
         with _held(folder):
-            found, _ = _examine(folder, keys)
-    return found
+            code, lines, nodes, _ = _examine(folder, keys)
+    if code not in (0, PROBLEMS):
+        raise _unchecked(folder, code, lines)
+    return Examined(folder, lines if code else [], nodes)
 
 
-def _examine(folder: Path, keys: bool) -> tuple[Examined, bool]:
-    """What was found, and whether the file changed meanwhile."""
+def _examine(folder: Path, keys: bool) -> tuple[int, list[str], list[NDArray[Any]] | None, bool]:
+    """The checker's exit code and words, the nodes if they were wanted and are not too many, and whether the file changed meanwhile."""
     before = (folder / _DATA).stat()
     if not stat.S_ISREG(before.st_mode):  # opening a pipe would hang
-        return Examined(folder, [f"{_DATA} is not a regular file"], [] if keys else None), False
+        return PROBLEMS, [f"{_DATA} is not a regular file"], [] if keys else None, False
     kept: list[NDArray[Any]] = []
     count = 0
     with tempfile.TemporaryFile() as said:
@@ -79,11 +80,20 @@ def _examine(folder: Path, keys: bool) -> tuple[Examined, bool]:
                 kept = [*kept, block] if count <= _KEPT else []
             code = running.wait()
         said.seek(0)
-        lines = said.read().decode(errors="replace").splitlines()
+        lines = [line for line in said.read().decode(errors="replace").splitlines() if line]
     after = (folder / _DATA).stat()
     moved = (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino)
-    problems = [] if code == 0 else [line for line in lines if line] or [f"the checker ended with {code}"]
-    return Examined(folder, problems, kept if keys and count <= _KEPT else None), moved
+    return code, lines, kept if keys and count <= _KEPT else None, moved
+
+
+def _unchecked(folder: Path, code: int, lines: list[str]) -> StoreError:
+    if code < 0:
+        why = f"a signal ended the checker, {signal.Signals(-code).name}"
+        advice = "Mostly that is for want of memory: free some and try again."
+    else:
+        why = f"the checker ended with {code}: {lines[-1] if lines else 'it said nothing'}"
+        advice = "Try again with memory to spare, readable files and the lmdb that cachestore was installed with."
+    return StoreError(f"The index {folder} could not be checked, so that it may be sound: {why}. {advice}")
 
 
 @contextmanager
@@ -105,7 +115,7 @@ def _blocks(running: subprocess.Popen[bytes]) -> Iterator[NDArray[Any]]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    command = [sys.executable, "-P", "-c", _HOLD, str(folder)]
+    command = [sys.executable, "-P", _PROGRAM, str(folder), "hold"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as holder:
         try:
             if holder.stdout:

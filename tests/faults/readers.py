@@ -186,7 +186,7 @@ def _checked_here(folder: Path, action: str, errors: IO[bytes] | None = None) ->
     if errors:
         errors.write("\n".join(problems).encode())
     out.seek(0)
-    yield SimpleNamespace(stdout=out, wait=lambda: 1 if problems else 0)
+    yield SimpleNamespace(stdout=out, wait=lambda: index_file.PROBLEMS if problems else 0)
 
 
 def placed(folder: str, mode: Literal["r", "w"] = "r") -> dict[str, str]:

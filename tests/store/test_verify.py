@@ -15,11 +15,12 @@ import lmdb.verify
 import numpy as np
 import pytest
 
-from cachestore import build, files, index_file, open_store, references, shard, verify_index
-from cachestore.errors import ManifestNotFound, StoreFormatError, StoreNotFound
+from cachestore import build, files, index_checker, index_file, open_store, references, shard, verify_index
+from cachestore.errors import ManifestNotFound, StoreError, StoreFormatError, StoreNotFound
 from cachestore.findings import Findings
 from cachestore.keys import Key, fingerprint
 from cachestore.manifest import read_chunks
+from cachestore.repair import repair
 from cachestore.sealed import seal, unseal
 from cachestore.verify import verify
 from cachestore.verify_index import IndexCheck
@@ -267,6 +268,84 @@ def test_the_checker_and_lmdbs_own_agree(store, tmp_path):
         ours = index_file.examine(folder).problems
         assert bool(ours) >= theirs, ours
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ("raise MemoryError('no room')", "MemoryError: no room"),
+        ("import lmdb_of_another_kind", "No module named"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "SIGKILL"),
+        ("raise SystemExit(2)", "ended with 2"),
+    ],
+)
+def test_a_checker_that_cannot_finish_is_no_damage_and_repair_leaves_the_index(
+    store, tmp_path, monkeypatch, ending, said
+):
+    program = tmp_path / "checker.py"
+    program.write_text(ending, encoding="utf-8")
+    monkeypatch.setattr(index_file, "_PROGRAM", str(program))
+    path = store.root / "index" / "data.mdb"
+    before = (path.stat().st_ino, path.read_bytes())
+    for act in (store.verify, lambda: repair(store.root)):
+        with pytest.raises(StoreError, match="could not be checked") as caught:
+            act()
+        assert said in str(caught.value)
+        assert caught.value.exit_code == 3
+    assert (path.stat().st_ino, path.read_bytes()) == before
+
+
+OTHER_LMDB = """
+import os, runpy, sys
+import lmdb.verify as module
+true = module._Verifier
+
+def verify(path, subdir=None):
+    with open(path, "rb") as file:
+        return true(file, os.path.getsize(path)).verify()
+
+class Changed(true):
+    def _walk_leaf(self, ctx, pgno, buf, depth):
+        raise AssertionError("called as it was before")
+
+class Renamed:
+    _read_at, _walk_leaf = true._read_at, true._walk_leaf
+
+module.verify = verify
+{change}
+sys.argv[0] = {program!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("change", ["del module._Verifier", "module._Verifier = Renamed", "module._Verifier = Changed"])
+def test_an_lmdb_with_another_private_checker_is_used_by_its_public_one(store, tmp_path, monkeypatch, change):
+    program = tmp_path / "checker.py"
+    program.write_text(OTHER_LMDB.format(change=change, program=index_file._PROGRAM), encoding="utf-8")
+    folder = store.root / "index"
+    usual = np.concatenate(index_file.examine(folder, keys=True).nodes)
+    monkeypatch.setattr(index_file, "_PROGRAM", str(program))
+    found = index_file.examine(folder, keys=True)
+    assert found.problems == []
+    assert len(usual) == 140
+    assert np.concatenate(found.nodes).tobytes() == usual.tobytes()
+    assert store.verify().findings == ()
+    lmdb_write(store, b"keys", lambda txn: txn.put(b"k" * 32, b"odd"))
+    assert index_file.examine(folder).problems
+    store.change(folder / "data.mdb", lambda data: data.__setitem__(slice(8192, None), bytes(len(data) - 8192)))
+    assert index_file.examine(folder).problems
+
+
+def test_the_lmdb_installed_here_has_what_the_fast_way_needs():
+    assert index_checker._has_hooks()
+
+
+def test_a_held_snapshot_is_a_reader_of_the_index(store):
+    folder = store.root / "index"
+    with index_file._held(folder), lmdb.open(str(folder), max_dbs=8, lock=True) as environment:
+        assert len(environment.readers().splitlines()) == 2  # a title, and the one that holds
+    with lmdb.open(str(folder), max_dbs=8, lock=True) as environment:
+        assert "no active readers" in environment.readers()
 
 
 def test_damaged_and_missing_chunks_and_manifests_are_found(store):
