@@ -85,6 +85,11 @@ class _Planning:
             )
         if (self.root / JOURNAL).exists():
             self.notes.append("A forget was cut short. Run it, or any other, and it is finished first.")
+        if self.rules.repack and not self.rules.vectors:
+            self.notes.append(
+                "Without --unreferenced-older-than or --max-bytes, --repack keeps the rows that nothing refers to, "
+                "and rewrites only shards of whose rows other shards hold more than a quarter."
+            )
         missing = [pin for pin in pins(self.root) if pin.missing()] if self.rules.drop_missing_runs else []
         plan = replace(
             plan_leftovers(self.store, self.rules, self.now),

@@ -53,7 +53,12 @@ def command(
         ),
     ] = None,
     repack: Annotated[
-        bool, typer.Option("--repack", help="Rewrite shards of which less than 75 % is needed with what is needed.")
+        bool,
+        typer.Option(
+            "--repack",
+            help="Rewrite shards of which less than 75 % is needed, with what is needed. Rows that nothing refers to "
+            "are only dropped together with --unreferenced-older-than or --max-bytes.",
+        ),
     ] = False,
     drop_missing_runs: Annotated[
         bool, typer.Option("--drop-missing-runs", help="Let go what is kept for runs whose directory is gone.")
@@ -77,6 +82,7 @@ def command(
     \b
     Examples:
         cachestore gc --dry-run --unreferenced-older-than 30d
+        cachestore gc --repack --unreferenced-older-than 30d
         cachestore gc --keep-last 3 --unreferenced-older-than 0 --repack
         cachestore gc --max-bytes 50GB --drop-missing-runs
         cachestore gc --grace 0        empty the trash now

@@ -100,6 +100,14 @@ def test_sizes_and_ages_have_units() -> None:
     assert {text: _age("", text) for text in ages} == ages
 
 
+def test_the_help_and_the_plan_say_what_repack_needs_to_drop_rows(command: Command, built: Path) -> None:
+    shown = command("gc", "--help").out
+    assert "cachestore gc --repack --unreferenced-older-than 30d" in shown
+    assert "only dropped together with" in " ".join(shown.replace("│", " ").split())
+    done = command("gc", "--repack", "--store", built)
+    assert "note: Without --unreferenced-older-than or --max-bytes, --repack keeps" in done.out
+
+
 def test_gc_makes_no_store(command: Command, store: Path) -> None:
     assert command("gc", "--store", store).code == 3
     assert command("gc", "--store", store, "--dry-run").code == 3

@@ -186,6 +186,20 @@ def test_repack_rewrites_what_is_needed_of_sparse_shards(store):
     assert collect(store, unreferenced_older_than=30 * DAY, repack=True)[0].to_trash == 0
 
 
+def test_repack_without_an_age_or_a_size_keeps_unreferenced_rows_and_says_so(store):
+    loose = build(store, 0, 20)
+    build(store, 9, 11, "named")
+    age(store, 1000)
+    plan, done = collect(store, repack=True)
+    assert (plan.sparse, plan.unreferenced, done.written) == ((), (), 0)
+    assert intact(store, loose, 0, 20)
+    (note,) = plan.notes
+    assert "--unreferenced-older-than" in note
+    assert "--max-bytes" in note
+    for rules in ({"unreferenced_older_than": 0}, {"max_bytes": 10**9}):
+        assert gc.plan_gc(store, Rules(repack=True, **rules)).notes == ()
+
+
 def test_repack_leaves_a_damaged_shard_alone(store):
     build(store, 0, 10)
     build(store, 9, 10, "named")
