@@ -39,6 +39,7 @@ class Claims:
         self._root = root
         self._index = index
         self._lock = -1
+        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         return self
@@ -56,10 +57,10 @@ class Claims:
 
         def lives(owner: bytes) -> bool:
             if owner not in living:
-                living[owner] = not force and self.lives(owner)
+                living[owner] = self.lives(owner)
             return living[owner]
 
-        return Taken(*self._index.claim(self.owner, keys, lives))
+        return Taken(*self._index.claim(self.owner, keys, lives, force=force))
 
     def lives(self, owner: bytes) -> bool:
         """Whether the writer of that id still runs."""
@@ -85,8 +86,12 @@ class Claims:
                 self.release()
                 files.remove(_path(self._root, self.owner))
             finally:
-                os.close(self._lock)
+                if os.getpid() == self._pid:
+                    locks.let_go(self._lock)
+                else:
+                    os.close(self._lock)  # a forked child's copy
                 self._lock = -1
+        self._pid = os.getpid()
 
 
 def sweep(root: Path, index: Index) -> None:

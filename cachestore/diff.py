@@ -111,8 +111,8 @@ def _codes(root: Path, source: Manifest, columns: tuple[str, ...]) -> Codes:
     chosen = [names.index(column) for column in columns]
     codes = np.zeros(source.rows, np.uint64)
     at = 0
-    for identity, rows in source.chunks:
-        keys, reasons = manifests.read_chunk(root, identity, rows, names)
+    for number, (_, rows) in enumerate(source.chunks):
+        keys, reasons = manifests.chunk_of(root, source, number)
         part = codes[at : at + rows]
         for place in chosen:
             part *= np.uint64(0x9E3779B97F4A7C15)

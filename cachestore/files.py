@@ -101,30 +101,33 @@ def make_durable(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a folder of the store out of the way, keeping its content; returns where it is now."""
+    """Rename a folder at the top of the store out of the way, keeping its content; returns where it is now."""
     aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}")
-    _move(path, aside)
+    _move(path.parent, path, aside)
     return aside
 
 
 def to_trash(root: Path, batch: str, path: Path) -> None:
     """Move a file or folder of the store to ``trash/<batch>``, under the path it had. What maps it keeps its bytes."""
-    _move(path, root / "trash" / batch / path.relative_to(root))
+    _move(root, path, root / "trash" / batch / path.relative_to(root))
 
 
 def to_quarantine(root: Path, path: Path) -> Path:
     """Move a damaged file to ``quarantine``, where nothing reads it; returns where it is now."""
     place = root / "quarantine" / f"{path.name}.{uuid.uuid4().hex[:8]}"
-    _move(path, place)
+    _move(root, path, place)
     return place
 
 
 def remove(path: Path) -> None:
     """Delete a file of the store; it may be gone already."""
+    folder = path.parent
+    root = next((place for place in (folder, *folder.parents) if (place / "store.json").exists()), folder)
+    _refuse_links(root, folder)
     try:
         path.unlink(missing_ok=True)
-        if path.parent.exists():
-            _sync_folder(path.parent)
+        if folder.exists():
+            _sync_folder(folder)
     except OSError as error:
         raise translate(error, path) from error
 
@@ -133,6 +136,7 @@ def delete_tree(root: Path, path: Path) -> None:
     """Delete a folder of the store and all in it; links are deleted, not followed."""
     if not path.is_relative_to(root) or path == root:
         raise ValueError(f"{path} is not inside {root}")
+    _refuse_links(root, path.parent)
     try:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
@@ -147,6 +151,8 @@ def delete_tree(root: Path, path: Path) -> None:
 def exchange(root: Path, new: Path, place: Path) -> Path:
     """Put the folder ``new`` at ``place``, as one step where the system can; returns where the folder is now that lay there."""
     aside = root / "tmp" / uuid.uuid4().hex
+    _refuse_links(root, new.parent)
+    _refuse_links(root, place.parent)
     try:
         if _exchanged(new, place):
             aside = new
@@ -185,6 +191,7 @@ def sweep_temporary(root: Path) -> int:
 
 def open_lock(path: Path) -> int:
     """A file descriptor on a lock file, made if it is not there. The caller closes it."""
+    _refuse_links(path.parent.parent, path.parent)
     make_folder(path.parent)
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -201,6 +208,7 @@ def hold_new_lock(root: Path, path: Path) -> int:
     descriptor = -1
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        os.fchmod(descriptor, 0o644)  # it holds no data, and all who share the store look at it, whatever the umask
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(temporary, path)
     except OSError as error:
@@ -266,7 +274,9 @@ def translate(error: OSError, path: Path | str) -> StoreError:
     )
 
 
-def _move(path: Path, place: Path) -> None:
+def _move(root: Path, path: Path, place: Path) -> None:
+    _refuse_links(root, path.parent)
+    _refuse_links(root, place.parent)
     make_folder(place.parent)
     try:
         os.rename(path, place)
@@ -290,6 +300,8 @@ def _exchanged(new: Path, place: Path) -> bool:
 
 
 def _publish(root: Path, path: Path, data: bytes | memoryview, mode: int) -> None:
+    _refuse_links(root, root / "tmp")
+    _refuse_links(root, path.parent)
     make_folder(root / "tmp")
     make_folder(path.parent)
     temporary = root / "tmp" / uuid.uuid4().hex

@@ -172,16 +172,21 @@ class Fill:
 
     def _resolve(self, force: bool) -> dict[Key, bytes]:
         """Take what became free of what is put off, and encode it; returns the rest, by key its writer."""
-        taken = self._claims.take(list(self._put_off), force=force)
-        self.found += len(taken.stored)
-        free = [key for key in self._put_off if key in taken.mine]
-        payloads = {key: self._put_off[key] for key in free}
-        self._put_off = {key: payload for key, payload in self._put_off.items() if key in taken.others}
+        owners: dict[Key, bytes] = {}
+        payloads, self._put_off = self._put_off, {}
+        waiting = list(payloads)
+        # window by window: a shard that gets full on the way ends all claims
+        for at in range(0, len(waiting), self._window_rows):
+            window = waiting[at : at + self._window_rows]
+            taken = self._claims.take(window, force=force)
+            self.found += len(taken.stored)
+            owners.update(taken.others)
+            self._put_off.update({key: payloads[key] for key in taken.others})
+            if taken.mine:
+                self._encode([key for key in window if key in taken.mine], payloads)
         self._put_off_bytes = sum(map(len, self._put_off.values()))
-        for at in range(0, len(free), self._window_rows):
-            self._encode(free[at : at + self._window_rows], payloads)
         self.yield_claims()
-        return dict(taken.others)
+        return owners
 
     def _await(self, owners: dict[Key, bytes], pause: float) -> float:
         """Sleep until it may be worth to look again: one key of a writer is stored, a writer died, or some seconds passed.

@@ -131,11 +131,12 @@ class Index:
         return self._write(write)
 
     def claim(
-        self, owner: bytes, keys: Sequence[Key], lives: Callable[[bytes], bool]
+        self, owner: bytes, keys: Sequence[Key], lives: Callable[[bytes], bool], *, force: bool = False
     ) -> tuple[set[Key], set[Key], dict[Key, bytes]]:
         """Claim keys for a writer, as one transaction: what it has now, what is stored, and what other living writers have claimed.
 
-        ``lives(owner)`` tells whether a writer still runs; claims of the dead are removed.
+        ``lives(owner)`` tells whether a writer still runs; claims of the dead are removed. With ``force``, keys that a living one has
+        claimed are claimed as well.
         """
         if not keys:
             return set(), set(), {}
@@ -153,7 +154,7 @@ class Index:
                     last = int(_NUMBER.unpack(row[OWNER_SIZE:])[0])
                 elif not lives(holder):
                     dead.append(row)
-                else:
+                elif not force:
                     others.update({key: holder for key in _common(prefixes, bytes(claimed)) if key in rest})
             for row in dead:
                 txn.delete(row, db=dbs[b"claims"])
@@ -168,8 +169,11 @@ class Index:
         """Remove the claims of a writer; those of every writer for an empty id."""
         self._write(lambda txn, dbs: _release(txn, dbs, owner))
 
-    def drop(self, numbers: Iterable[int]) -> int:
-        """Forget shards that are gone, with their keys; returns the keys forgotten. See ``restore``."""
+    def drop(self, numbers: Iterable[int], restored: Mapping[int, Sequence[Key]] | None = None) -> int:
+        """Forget shards that are gone, as one transaction; returns how many keys they held.
+
+        ``restored`` has by number the keys of shards that stay: those without a place then get one there.
+        """
         gone = set(numbers)
 
         def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> int:
@@ -180,19 +184,12 @@ class Index:
                 entry = txn.pop(_NUMBER.pack(number), db=dbs[b"shards"])
                 if entry is not None:
                     txn.delete(_SHARD.unpack(entry)[0], db=dbs[b"numbers"])
-            txn.drop(dbs[b"memo"], delete=False)  # it may recognise files whose rows are no longer all here
+            for number, keys in (restored or {}).items():
+                _place(txn, dbs, number, keys, _tree_order(keys).tolist(), overwrite=False)
+            _delete_from(txn, dbs[b"memo"], b"source:")  # it may recognise files whose rows are no longer all here
             return len(lost)
 
         return self._write(write)
-
-    def restore(self, number: int, keys: Sequence[Key]) -> None:
-        """Add the keys of an indexed shard that have no place: after a drop, those that a shard now gone had held as well."""
-        rows = _tree_order(keys).tolist()
-
-        def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> None:
-            _place(txn, dbs, number, keys, rows, overwrite=False)
-
-        self._write(write)
 
     def count_from(self, number: int) -> None:
         """Give shards committed from now on numbers that begin here, in an index that has none."""
@@ -338,9 +335,14 @@ def _place(
 
 
 def _release(txn: Transaction, dbs: Mapping[bytes, Any], owner: bytes) -> None:
-    cursor = txn.cursor(dbs[b"claims"])
-    found = cursor.set_range(owner) if owner else cursor.first()
-    while found and bytes(cursor.key()).startswith(owner):
+    _delete_from(txn, dbs[b"claims"], owner)
+
+
+def _delete_from(txn: Transaction, database: Any, prefix: bytes) -> None:
+    """Delete what has a key with that prefix; everything for an empty one."""
+    cursor = txn.cursor(database)
+    found = cursor.set_range(prefix) if prefix else cursor.first()
+    while found and bytes(cursor.key()).startswith(prefix):
         found = cursor.delete()  # moves to the next
 
 

@@ -30,24 +30,21 @@ def held(
 
     Raises StoreLocked when another process still holds it after ``timeout`` seconds.
     """
-    descriptor = files.open_lock(root / "locks" / name)
+    descriptor, holder = files.open_lock(root / "locks" / name), os.getpid()
     try:
-        began = time.monotonic()
-        told = tell is None
-        while not _try(descriptor, exclusive):
-            waited = time.monotonic() - began
-            if waited >= timeout:
-                raise StoreLocked(
-                    f"{root} is in use by {_holders(descriptor)} (lock {name!r}, waited {timeout:g} s). "
-                    "Wait for it to finish, or stop it, and run again."
-                )
-            if not told and tell and waited > _TELL_SECONDS:
-                tell(f"Waiting for {_holders(descriptor)}, which uses {root} …")
-                told = True
-            time.sleep(_POLL_SECONDS)
+        _take(descriptor, root, name, exclusive, timeout, tell)
         yield descriptor
     finally:
-        os.close(descriptor)
+        if os.getpid() == holder:
+            let_go(descriptor)
+        else:
+            os.close(descriptor)  # a forked child's copy
+
+
+def let_go(descriptor: int) -> None:
+    """Release a lock, also where a child that was forked meanwhile has a copy of its descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def alone(descriptor: int) -> bool:
@@ -55,10 +52,12 @@ def alone(descriptor: int) -> bool:
     return _try(descriptor, exclusive=True)
 
 
-def share(descriptor: int) -> None:
-    """Make a lock shared again after ``alone``, whether that succeeded or not."""
-    # a failed upgrade has dropped the shared lock, so this may wait for whoever is alone now
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+def share(descriptor: int, root: Path, name: str, timeout: float) -> None:
+    """Make a lock shared again after ``alone``, whether that succeeded or not.
+
+    Raises StoreLocked as ``held`` does: between the two, another process may have become alone.
+    """
+    _take(descriptor, root, name, False, timeout, None)
 
 
 def lives(path: Path) -> bool:
@@ -71,6 +70,24 @@ def lives(path: Path) -> bool:
         return not _try(descriptor, exclusive=False)
     finally:
         os.close(descriptor)
+
+
+def _take(
+    descriptor: int, root: Path, name: str, exclusive: bool, timeout: float, tell: Callable[[str], None] | None
+) -> None:
+    began = time.monotonic()
+    told = tell is None
+    while not _try(descriptor, exclusive):
+        waited = time.monotonic() - began
+        if waited >= timeout:
+            raise StoreLocked(
+                f"{root} is in use by {_holders(descriptor)} (lock {name!r}, waited {timeout:g} s). "
+                "Wait for it to finish, or stop it, and run again."
+            )
+        if not told and tell and waited > _TELL_SECONDS:
+            tell(f"Waiting for {_holders(descriptor)}, which uses {root} …")
+            told = True
+        time.sleep(_POLL_SECONDS)
 
 
 def _holders(descriptor: int) -> str:

@@ -113,11 +113,28 @@ def chunk_id(columns: Sequence[str], keys: Sequence[NDArray[np.void]], reasons: 
 
 def read_chunks(root: Path, manifest: Manifest, name: str) -> Iterator[tuple[NDArray[np.void], NDArray[np.uint8]]]:
     """Keys (rows,) of a column, zeroed where a row has none, and reasons (rows,), chunk by chunk, checked against the chunks' ids."""
-    names = [column.name for column in manifest.columns]
-    at = names.index(manifest.column(name).name)
-    for identity, rows in manifest.chunks:
-        keys, reasons = manifest.held.get(identity) or read_chunk(root, identity, rows, names)
+    at = [column.name for column in manifest.columns].index(manifest.column(name).name)
+    for place in range(len(manifest.chunks)):
+        keys, reasons = chunk_of(root, manifest, place)
         yield keys[at], reasons[at]
+
+
+def chunk_of(root: Path, manifest: Manifest, place: int) -> Chunk:
+    """One chunk of a manifest, all its columns, in memory or on disk.
+
+    Raises ManifestNotFound when the manifest was removed since it was read, DamageError when the chunk alone is not as it was.
+    """
+    identity, rows = manifest.chunks[place]
+    if identity in manifest.held:
+        return manifest.held[identity]
+    try:
+        return read_chunk(root, identity, rows, [column.name for column in manifest.columns])
+    except DamageError:
+        if manifest_path(root, manifest.id).exists():
+            raise
+        raise ManifestNotFound(
+            f"Manifest {manifest.id} was rewritten or removed from the store at {root} while it was read. Run again."
+        ) from None
 
 
 def has_chunks(root: Path, manifest: Manifest) -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cachestore import files, records
-from cachestore.errors import UsageError
+from cachestore import manifest as manifests
+from cachestore.errors import CachestoreError, ManifestNotFound, UsageError
 
 FOLDER = "pins"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
@@ -47,8 +48,16 @@ def read_pin(root: Path, run: str) -> Pin | None:
 
 
 def write_pin(root: Path, pin: Pin) -> None:
-    """Keep a run's manifests until the pin is dropped; one of the same run is replaced."""
+    """Keep a run's manifests until the pin is dropped; one of the same run is replaced.
+
+    Raises ManifestNotFound when one of them was removed meanwhile.
+    """
     with records.writing(root):
+        for identity in pin.manifests:
+            if not manifests.manifest_path(root, identity).exists():
+                raise ManifestNotFound(
+                    f"Manifest {identity} is no longer in the store at {root}: it was removed meanwhile. Run again."
+                )
         records.write(root, _pin_path(root, pin.run), asdict(pin))
 
 
@@ -76,8 +85,8 @@ def _pin(content: Mapping[str, Any]) -> Pin:
 def _run_id(mark: Path) -> object:
     """The id of the run that a file run.json marks, None where there is none."""
     try:
-        found = json.loads(mark.read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(files.read_small(mark, 1 << 16))
+    except (CachestoreError, OSError, ValueError, RecursionError):
         return None
     return found.get("id") if isinstance(found, dict) else None
 

@@ -21,7 +21,9 @@ def open_index(root: Path, *, readonly: bool) -> Index:
     folder = root / "index"
     if readonly:
         if looks_torn(folder):
-            raise DamageError(f"The index {folder} is damaged. Run `cachestore repair`, or build: either fills a new one.")
+            raise DamageError(
+                f"The index {folder} is damaged. Run `cachestore repair`, or build: either fills a new one."
+            )
         return Index(folder, readonly=True)
     # one process at a time: another one's half-made index would look torn
     with locks.held(root, "index", exclusive=True, timeout=header.LOCK_SECONDS):
@@ -51,10 +53,14 @@ def reconcile(root: Path, index: Index) -> int:
     if gone:
         entries = index.shards()
         affected = {entries[number].fingerprint for number in gone}
-        index.drop(gone)
-        for number, entry in entries.items():
-            if number not in gone and entry.fingerprint in affected:
-                index.restore(number, shard.open_shard(root, entry.name).keys.tolist())
+        index.drop(
+            gone,
+            {
+                number: shard.open_shard(root, entry.name).keys.tolist()
+                for number, entry in entries.items()
+                if number not in gone and entry.fingerprint in affected
+            },
+        )
     for name in unindexed:
         if not shard.sound(root, name):
             raise DamageError(

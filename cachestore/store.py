@@ -294,7 +294,7 @@ class Store:
         with locks.held(self.root, "builders", exclusive=False, timeout=header.LOCK_SECONDS) as lock:
             if locks.alone(lock):
                 self._sweep()
-            locks.share(lock)
+            locks.share(lock, self.root, "builders", header.LOCK_SECONDS)
             if not self._reconciled:
                 reconcile.reconcile(self.root, self.index)
                 self._reconciled = True

@@ -15,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import yaml_source
 from cachestore.errors import ConfigError, EncoderError
 from cachestore.keys import Json
 
@@ -50,6 +49,8 @@ class ImportedEncoder:
 
 def read_declared(path: Path) -> dict[str, Any]:
     """What a spec file declares. Raises UsageError when it cannot be read, ConfigError when it is no mapping."""
+    from cachestore import yaml_source  # and with it yaml, which every start would pay for
+
     return yaml_source.read(path, what="spec", needs=("dim",))
 
 
@@ -60,10 +61,10 @@ def declare(content: Mapping[str, Any]) -> dict[str, Json]:
     """
     dim, dtype = content.get("dim"), content.get("dtype", "float16")
     if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= _MAX_DIM:
-        was = f", not {yaml_source.shown(dim)}" if "dim" in content else "; it is missing"
+        was = f", not {_shown(dim)}" if "dim" in content else "; it is missing"
         raise ConfigError(f"dim: must be the length of the vectors, from 1 to {_MAX_DIM}{was}")
     if dtype not in _DTYPES:
-        raise ConfigError(f"dtype: must be {' or '.join(_DTYPES)}, what is stored, not {yaml_source.shown(dtype)}")
+        raise ConfigError(f"dtype: must be {' or '.join(_DTYPES)}, what is stored, not {_shown(dtype)}")
     declared = {key: _plain(value, str(key)) for key, value in content.items() if key not in ("dim", "dtype")}
     if not declared:
         raise ConfigError("the spec must say what the vectors come from, such as model: text-embedding-3-small")
@@ -100,5 +101,11 @@ def _plain(value: Any, where: str) -> Json:
         case list() | tuple():
             return [_plain(item, f"{where}.{at}") for at, item in enumerate(value)]
     raise ConfigError(
-        f"{where}: must be text, a finite number, true, false, null, a list or a mapping, not {yaml_source.shown(value)}"
+        f"{where}: must be text, a finite number, true, false, null, a list or a mapping, not {_shown(value)}"
     )
+
+
+def _shown(value: object) -> str:
+    from cachestore import yaml_source
+
+    return yaml_source.shown(value)

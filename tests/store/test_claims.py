@@ -234,3 +234,51 @@ def test_threads_read_on_while_the_index_is_replaced(tmp_path):
         for thread in threads:
             thread.join(30)
         assert not failures
+
+
+def test_a_forced_claim_leaves_the_other_claims_of_a_living_writer(store):
+    with store.writing(), Claims(store.root, store.index) as healthy, Claims(store.root, store.index) as mine:
+        healthy.take(keys_of(TEXTS[:20]))
+        assert mine.take(keys_of(TEXTS[:1]), force=True).mine == set(keys_of(TEXTS[:1]))
+        with Claims(store.root, store.index) as third:
+            assert third.take(keys_of(TEXTS[1:20])).mine == set()
+
+
+def test_what_was_put_off_is_claimed_window_by_window(store):
+    """A shard that gets full while it is encoded ends all claims of its writer, so none may be open then."""
+    robbed = []
+
+    class Watched(CountingEncoder):
+        def encode(self, payloads):
+            with Claims(store.root, store.index) as third:
+                wanted = keys_of([payload.decode() for payload in payloads])
+                robbed.extend(third.take(wanted).mine)
+            return super().encode(payloads)
+
+    with store.writing(), Claims(store.root, store.index) as other:
+        other.take(keys_of(TEXTS[:40]))
+        with store.fill(Watched(), Limits(shard_rows=10, window_rows=8)) as fill:
+            for key, text in zip(keys_of(TEXTS[:40]), TEXTS, strict=False):
+                fill.add(key, text.encode())
+            fill.flush()
+            other.release()
+            fill.settle()
+    assert robbed == []
+
+
+def test_a_lock_ends_with_its_holder_though_a_forked_child_lives_on(store):
+    reader, writer = os.pipe()
+    with store.writing(), store.fill(CountingEncoder()) as fill:
+        fill.add(*next(zip(keys_of(TEXTS), [TEXTS[0].encode()], strict=False)))
+        fill.flush()
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+    try:
+        with store.alone(wait=0):
+            pass
+    finally:
+        os.write(writer, b"x")
+        os.waitpid(child, 0)

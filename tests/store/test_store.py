@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 import cachestore
-from cachestore import files, locks, open_store, shard
+from cachestore import files, locks, open_store, references, shard
 from cachestore.build import run as run_build
 from cachestore.errors import (
     DamageError,
     DataError,
     EncoderError,
+    ManifestNotFound,
     MissingVector,
+    StoreError,
     StoreFormatError,
     StoreLocked,
     StoreNotFound,
@@ -32,6 +34,7 @@ from cachestore.errors import (
     UsageError,
 )
 from cachestore.fill import Limits
+from cachestore.index import Index
 from cachestore.keys import fingerprint, keys
 from tests.store.counting import CountingEncoder
 
@@ -439,3 +442,56 @@ def test_users_of_a_group_share_a_store(open_folder):
     assert as_user(4002, ["a", "b", "c"], 2) == 0
     assert as_user(4001, ["a", "b", "c", "d"], 3) == 0
     assert as_user(4002, ["d", "e"], 1) == 0
+
+
+def test_a_shard_that_is_gone_leaves_its_keys_to_another_in_one_step(tmp_path, monkeypatch):
+    encoder = CountingEncoder()
+    names = keys(fingerprint(encoder.spec), [b"a", b"b"])
+    vectors = encoder.encode([b"a", b"b"]).astype(np.float16)
+    with open_store(tmp_path / "store") as store, store.writing():
+        number, _ = store.put(encoder.spec, names, vectors)
+        store.put(encoder.spec, names[::-1], vectors[::-1])
+        victim = store.index.shards()[number].name
+    files.content_path(tmp_path / "store", shard.FOLDER, victim, shard.SUFFIX).unlink()
+    child = os.fork()
+    if child == 0:
+        write = Index._write
+
+        def dying(self, body):
+            done = write(self, body)
+            if self.lookup(names).shards[0] != number:
+                os._exit(9)  # right after the transaction that dropped the shard
+            return done
+
+        Index._write = dying
+        with open_store(tmp_path / "store") as store, store.writing():
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    with open_store(tmp_path / "store", mode="r") as store:
+        again = CountingEncoder()
+        np.testing.assert_array_equal(store.embed(["a", "b"], again), vectors)
+    assert again.seen == []
+
+
+@pytest.mark.parametrize("folder", ["shards", "tmp", "locks"])
+def test_nothing_is_written_through_a_link_out_of_the_store(tmp_path, folder):
+    with open_store(tmp_path / "store") as store:
+        store.embed(["a"], CountingEncoder())
+    (tmp_path / "store" / folder).rename(tmp_path / "outside")
+    (tmp_path / "store" / folder).symlink_to(tmp_path / "outside")
+    before = sorted(path for path in (tmp_path / "outside").rglob("*"))
+    with pytest.raises(StoreError, match="is a .*link"), open_store(tmp_path / "store") as store:
+        store.embed(["b"], CountingEncoder())
+    assert sorted(path for path in (tmp_path / "outside").rglob("*")) == before
+
+
+def test_a_manifest_that_is_removed_while_it_is_read_is_no_damage(tmp_path):
+    with open_store(tmp_path / "store") as store:
+        made = run_build(store, {"text": ["a", "b"]}, {"text": CountingEncoder()}).manifest
+        for path in [*store.root.glob("manifests/*/*"), *store.root.glob("chunks/*/*")]:
+            path.unlink()
+        with pytest.raises(ManifestNotFound, match="Run again"):
+            store.vectors(made, "text")
+        pin = references.Pin("a" * 32, str(tmp_path), (made.id,), "2026-01-01T00:00:00+00:00")
+        with pytest.raises(ManifestNotFound, match="Run again"):
+            references.write_pin(store.root, pin)
