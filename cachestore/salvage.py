@@ -102,7 +102,7 @@ def _readings(data: bytes, known: Mapping[Fingerprint, Origin], entry: ShardEntr
 def _tried(read: Callable[[], Shard]) -> Iterator[Shard]:
     try:
         yield read()
-    except (pa.ArrowException, ValueError, TypeError, AttributeError, MemoryError):
+    except (pa.ArrowException, ValueError, KeyError, TypeError, AttributeError, MemoryError):
         return
 
 
