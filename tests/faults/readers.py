@@ -85,16 +85,20 @@ def read(folder: str, mode: Literal["r", "w"] = "r") -> dict[str, Any]:
         for column, truth in truths(place).items():
             for key, vector in truth.items():
                 _ask(store, column, key, vector, facts)
-        for reference in ("table", "table@1", "table@first"):
-            for column in COLUMNS:
-                try:
-                    vectors, mask = store.vectors(reference, column)
-                except (DamageError, StoreError) as error:
-                    facts["errors"].append(f"{type(error).__name__}: {error}")
-                else:
-                    facts["names"] += 1
-                    facts["wrong"] += _wrong(vectors, mask, place, column)
+        _read_names(store, place, facts)
     return facts
+
+
+def _read_names(store: Store, place: Path, facts: dict[str, Any]) -> None:
+    for reference in ("table", "table@1", "table@first"):
+        for column in COLUMNS:
+            try:
+                vectors, mask = store.vectors(reference, column)
+            except (DamageError, StoreError) as error:
+                facts["errors"].append(f"{type(error).__name__}: {error}")
+            else:
+                facts["names"] += 1
+                facts["wrong"] += _wrong(vectors, mask, place, column)
 
 
 def _ask(store: Store, column: str, key: Key, vector: NDArray[Any], facts: dict[str, Any]) -> None:
@@ -156,6 +160,20 @@ def repaired(folder: str) -> dict[str, Any]:
 def examined(folder: str) -> dict[str, Any]:
     """``read`` and ``verified``, or the typed error that each ended with."""
     return {"read": _answer(read, folder), "verified": _answer(verified, folder)}
+
+
+def glanced(folder: str, build: bool) -> dict[str, Any]:
+    """What a user does first: read all names, and build once more. Every answer may be a typed error."""
+    return {"read": _answer(named, folder), "again": _answer(again, folder) if build else {}}
+
+
+def named(folder: str) -> dict[str, Any]:
+    """Read what every name leads to: how many columns can be read, and how many of their rows are wrong."""
+    place = Path(folder)
+    facts: dict[str, Any] = {"wrong": 0, "errors": [], "names": 0}
+    with open_store(place / "store", "r") as store:
+        _read_names(store, place, facts)
+    return facts
 
 
 def mended(folder: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def sound(warm: Warm, folder: Path) -> Sound:
     return Sound(warm, folder)
 
 
-@pytest.mark.parametrize("flips", [6, long(500, 1800)])
+@pytest.mark.parametrize("flips", [6, long(500, 3600)])
 @pytest.mark.parametrize("kind", damage.KINDS)
 def test_a_flipped_bit_is_found_and_harms_only_what_it_hits(
     warm: Warm, sound: Sound, record: Recording, kind: str, flips: int
@@ -62,7 +62,7 @@ def test_a_flipped_bit_is_found_and_harms_only_what_it_hits(
             check(warm, sound, place, kind, trial, f"bit {bit} of {victim.relative_to(place)}")
 
 
-@pytest.mark.parametrize("cuts", [5, long(300, 1800)])
+@pytest.mark.parametrize("cuts", [5, long(100, 3600)])
 @pytest.mark.parametrize("kind", damage.KINDS)
 def test_a_file_cut_short_is_found_and_harms_only_itself(
     warm: Warm, sound: Sound, record: Recording, kind: str, cuts: int
@@ -85,11 +85,22 @@ def test_scrambled_files_end_no_process_and_give_no_wrong_vector(
 ) -> None:
     chance = random.Random(f"{kind} {mutations}")
     with record(f"34 a file of class {kind} scrambled") as trial:
-        for _ in range(mutations):
+        for number in range(mutations):
             place = sound.copy()
             victim = chance.choice(damage.files_of(place / "store", kind))
-            done = damage.mutate(victim, chance)
-            check(warm, sound, place, kind, trial, f"{done} in {victim.relative_to(place)}")
+            what = f"{damage.mutate(victim, chance)} in {victim.relative_to(place)}"
+            if number % 20 == 0:
+                check(warm, sound, place, kind, trial, what)
+                continue
+            # whoever writes to an index of scrambled pages before it is checked can be ended by LMDB's own assertions
+            ended = ask(warm, "glanced", place, build=kind != "index")
+            assert ended.code == 0, (what, ended)
+            wrong = 0
+            for answer in ended.value.values():
+                assert answer.get("code", 0) in READ_CODES, (what, answer)
+                wrong += answer.get("wrong", 0)
+            trial.trial(wrong=wrong)
+            assert wrong == 0, (what, ended)
 
 
 def check(warm: Warm, sound: Sound, place: Path, kind: str, trial: Record, what: str) -> None:
