@@ -12,6 +12,9 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NewType, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
 Fingerprint = NewType("Fingerprint", bytes)
@@ -56,6 +59,11 @@ def keys(encoder: Fingerprint, payloads: Iterable[bytes | None]) -> list[Key | N
         digest.update(payload)
         add(digest.digest())  # type: ignore[arg-type]  # a call of Key() for each would be felt
     return found
+
+
+def prefixes(keys: NDArray[np.void]) -> NDArray[np.uint64]:
+    """The first eight bytes of keys (n,) as numbers (n,) that order as the keys do."""
+    return np.ascontiguousarray(keys).view(">u8")[:: SIZE // 8].astype(np.uint64)
 
 
 def _encode(value: Json, parts: list[bytes]) -> None:

@@ -20,13 +20,12 @@ from cachestore import manifest as manifests
 from cachestore.errors import DamageError, ManifestNotFound
 from cachestore.findings import Finding
 from cachestore.index import Index, ShardEntry
-from cachestore.keys import Fingerprint, fingerprint
+from cachestore.keys import Fingerprint, fingerprint, prefixes
 from cachestore.manifest import PRESENT, ManifestColumn
 from cachestore.repair_logs import LogMend
 from cachestore.salvage import Origin, Salvaged, salvage
 from cachestore.store import root_of
 from cachestore.verify import Progress, Report, verify
-from cachestore.verify_index import prefixes_of
 
 _WHOLE_FILES = ("manifest", "chunk", "tag", "pin", "superseded")
 
@@ -53,7 +52,7 @@ class Incomplete:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RepairPlan:
     """What a repair does; paths are relative to the store."""
 
     root: Path
@@ -81,10 +80,10 @@ def repair(
     *,
     dry_run: bool = False,
     wait: float = header.LOCK_SECONDS,
-    show: Callable[[Plan], None] = lambda plan: None,
+    show: Callable[[RepairPlan], None] = lambda plan: None,
     tell: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-) -> Plan:
+) -> RepairPlan:
     """Repair the store at ``path`` (as ``open_store`` finds it) while nobody builds; returns the plan that was carried out.
 
     Reads every byte of the store first. ``show`` gets the plan before anything is changed; with ``dry_run`` nothing is.
@@ -105,7 +104,7 @@ def repair(
     return planned
 
 
-def plan(root: Path, progress: Progress | None = None) -> Plan:
+def plan(root: Path, progress: Progress | None = None) -> RepairPlan:
     """What there is to repair. Reads every byte, writes nothing."""
     return _Planning(root, verify(root, read_data=True, progress=progress)).plan()
 
@@ -118,7 +117,7 @@ class _Planning:
         self.report = report
         self.on_disk = files.content_sizes(root, shard.FOLDER, shard.SUFFIX)
 
-    def plan(self) -> Plan:
+    def plan(self) -> RepairPlan:
         damaged = {finding.what: finding for finding in self.damage("shard") if self.lies_there(finding)}
         entries, known = self.entries(), self.origins()
         mends, held = [], []
@@ -126,7 +125,7 @@ class _Planning:
             name = Path(finding.what).name.removesuffix(shard.SUFFIX)
             found = salvage(self.root / finding.what, known, entries.get(name))
             mends.append(ShardMend(name, finding.what, finding.detail, len(found.keys) if found else 0))
-            held += [prefixes_of(found.keys)] if found else []
+            held += [prefixes(found.keys)] if found else []
             self.on_disk.pop(name, None)
         names = dict.fromkeys(Path(finding.what).stem for finding in self.damage("log"))
         logs = [repair_logs.plan_log(self.root, name) for name in names]
@@ -135,7 +134,7 @@ class _Planning:
         index += [f"{finding.what} is gone." for finding in self.damage("shard") if not self.lies_there(finding)]
         index += ["Shards are replaced."] if mends else []
         build, whole = self.complete(held, set(whole_files)) if self.report.damage else ((), ())
-        return Plan(
+        return RepairPlan(
             self.root,
             bool(self.damage("header")),
             tuple(mends),
@@ -221,7 +220,7 @@ class _Planning:
         return tuple(build), tuple(whole)
 
     def prefixes(self, name: str) -> NDArray[np.uint64]:
-        return prefixes_of(shard.open_shard(self.root, name).keys)
+        return prefixes(shard.open_shard(self.root, name).keys)
 
     def missing(self, identity: str, held: NDArray[np.uint64], going: set[str]) -> tuple[int, int] | None:
         """Of a manifest: vectors that will not be there, and rows of chunks that will not. None when it will not be there itself."""
@@ -239,13 +238,13 @@ class _Planning:
                 rows += count
                 continue
             for names, why in zip(keys, reasons, strict=True):
-                wanted = np.unique(prefixes_of(names[why == PRESENT]))
+                wanted = np.unique(prefixes(names[why == PRESENT]))
                 places = np.minimum(np.searchsorted(held, wanted), max(len(held) - 1, 0))
                 lost.append(wanted[held[places] != wanted] if len(held) else wanted)
         return len(np.unique(np.concatenate(lost))), rows
 
 
-def _carry_out(planned: Plan) -> None:
+def _carry_out(planned: RepairPlan) -> None:
     root = planned.root
     if planned.empty:
         return

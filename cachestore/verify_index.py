@@ -14,7 +14,7 @@ from cachestore.errors import DamageError
 from cachestore.findings import Findings
 from cachestore.index import Index, ShardEntry
 from cachestore.index_file import NODE, Examined
-from cachestore.keys import Fingerprint, fingerprint
+from cachestore.keys import Fingerprint, fingerprint, prefixes
 from cachestore.shard import Shard
 from cachestore.verify_shards import REPAIR, Shards, place
 
@@ -49,10 +49,10 @@ class Part:
         states = np.full(len(keys), ABSENT, np.uint8)
         names: set[str] = set()
         if len(self.keys):
-            prefixes = prefixes_of(keys)
-            order = np.argsort(prefixes)  # in their order, the searches stay in the processor's cache
+            wanted = prefixes(keys)
+            order = np.argsort(wanted)  # in their order, the searches stay in the processor's cache
             at = np.empty(len(keys), np.int64)
-            at[order] = np.minimum(np.searchsorted(self.prefixes, prefixes[order]), len(self.keys) - 1)
+            at[order] = np.minimum(np.searchsorted(self.prefixes, wanted[order]), len(self.keys) - 1)
             fits, called = self.index.of_encoder(self.numbers, encoder, dim)
             place = np.searchsorted(self.numbers, self.shards[at])
             states[(self.keys[at] == keys) & self.right[at] & fits[place]] = RIGHT
@@ -210,9 +210,9 @@ class IndexCheck:
             self._damaged(f"{wrong:,} of its keys are at rows that do not hold them.")
         if (keys[1:] == keys[:-1]).any():
             self._damaged("It holds a key twice.")
-        prefixes = prefixes_of(keys)
-        last = (int(prefixes[-1]) if len(prefixes) else first) if last is None else last
-        return Part(first, last, keys, prefixes, right, numbers, shards, self)
+        first_bytes = prefixes(keys)
+        last = (int(first_bytes[-1]) if len(keys) else first) if last is None else last
+        return Part(first, last, keys, first_bytes, right, numbers, shards, self)
 
     def _check_rows(self, entry: ShardEntry, covered: NDArray[np.uint8] | None) -> None:
         """Look up the rows that no key of the index is at; ``covered`` are the bits of the others."""
@@ -247,11 +247,6 @@ class IndexCheck:
 
     def _damaged(self, detail: str) -> None:
         self._findings.damage("index", "index", detail, REBUILD)
-
-
-def prefixes_of(keys: NDArray[np.void]) -> NDArray[np.uint64]:
-    """The first eight bytes (n,) of keys as numbers that sort as they do."""
-    return np.ascontiguousarray(keys).view(">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
 def _runs(values: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:

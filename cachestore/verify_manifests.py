@@ -13,10 +13,10 @@ from cachestore import files
 from cachestore import manifest as manifests
 from cachestore.errors import DamageError, ManifestNotFound
 from cachestore.findings import Findings, reason
-from cachestore.keys import fingerprint
+from cachestore.keys import fingerprint, prefixes
 from cachestore.manifest import CHUNK_ROWS, PRESENT, Manifest, ManifestColumn
 from cachestore.references import Root
-from cachestore.verify_index import ABSENT, FOREIGN, MISPLACED, RIGHT, UNREADABLE, IndexCheck, Part, prefixes_of
+from cachestore.verify_index import ABSENT, FOREIGN, MISPLACED, RIGHT, UNREADABLE, IndexCheck, Part
 from cachestore.verify_names import ASIDE, BUILD
 
 _STATES = 5
@@ -156,8 +156,8 @@ class ManifestCheck:
         if isinstance(places, IndexCheck):
             states, shards = places.places(keys[present], column.fingerprint, column.dim)
         else:
-            prefixes = prefixes_of(keys[present])
-            present = present[(prefixes >= places.first) & (prefixes <= places.last)]
+            starts = prefixes(keys[present])
+            present = present[(starts >= places.first) & (starts <= places.last)]
             states, shards = places.states(keys[present], column.fingerprint, column.dim)
         self.cells += len(present)
         self.shards |= shards

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cachestore import files, references
+from cachestore import files, records, references
 from cachestore import manifest as manifests
 from cachestore.errors import DamageError, ManifestNotFound, UsageError
 from cachestore.findings import Findings, Kind, reason
@@ -98,7 +98,7 @@ def _check_line(what: str, before: Version | None, line: Version, findings: Find
 def _check_tags(root: Path, names: Iterable[str] | None, findings: Findings) -> list[Root]:
     wanted = None if names is None else set(names)
     found = []
-    for path in _entries(root / "tags"):
+    for path in records.listed(root / "tags"):
         what = f"tags/{path.name}"
         name, _, word = path.stem.rpartition("@")
         if wanted is not None and name not in wanted:
@@ -121,7 +121,7 @@ def _check_tags(root: Path, names: Iterable[str] | None, findings: Findings) -> 
 
 def _check_pins(root: Path, findings: Findings) -> list[Root]:
     found = []
-    for path in _entries(root / "pins"):
+    for path in records.listed(root / "pins"):
         try:
             pin = references.read_pin(root, path.stem)
         except UsageError:
@@ -156,10 +156,3 @@ def _now(root: Path, identity: str) -> str:
         return references.follow(root, identity)
     except DamageError:  # of the map, which is reported by itself
         return identity
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
-    except (FileNotFoundError, NotADirectoryError):
-        return []

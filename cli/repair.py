@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachestore.repair import Incomplete, Plan, repair
 from cli import options, output
+
+if TYPE_CHECKING:
+    from cachestore.repair import Incomplete, RepairPlan
 
 _SHOWN = 20
 
@@ -40,15 +42,17 @@ def command(
         0    done, or nothing to do
         3    the store is missing, locked, full, not writable or of another format
     """
+    from cachestore.repair import repair
+
     out = output.Output(as_json, quiet)
-    show: Callable[[Plan], None] = _nothing if as_json or dry_run else partial(_show, out)
+    show: Callable[[RepairPlan], None] = _nothing if as_json or dry_run else partial(_show, out)
     with out.bar() as bar:
         progress = partial(bar.bytes, "read") if bar else None
         plan = repair(store, dry_run=dry_run, wait=wait, show=show, tell=out.say, progress=progress)
     out.result(summary(plan, dry_run), text(plan, dry_run))
 
 
-def summary(plan: Plan, dry_run: bool) -> dict[str, Any]:
+def summary(plan: RepairPlan, dry_run: bool) -> dict[str, Any]:
     """The JSON object of a repair."""
     return {
         "store": str(plan.root),
@@ -66,7 +70,7 @@ def summary(plan: Plan, dry_run: bool) -> dict[str, Any]:
     }
 
 
-def text(plan: Plan, dry_run: bool) -> str:
+def text(plan: RepairPlan, dry_run: bool) -> str:
     """What was done, or would be, and what to build."""
     if plan.empty and not plan.build:
         return "no damage found; nothing to repair"
@@ -85,17 +89,17 @@ def text(plan: Plan, dry_run: bool) -> str:
     return "\n".join(lines)
 
 
-def _show(out: output.Output, plan: Plan) -> None:
+def _show(out: output.Output, plan: RepairPlan) -> None:
     """The plan on stderr, before it is carried out."""
     for line in _steps(plan):
         out.say(line)
 
 
-def _nothing(plan: Plan) -> None:
+def _nothing(plan: RepairPlan) -> None:
     """The plan is the result, or part of it."""
 
 
-def _steps(plan: Plan) -> list[str]:
+def _steps(plan: RepairPlan) -> list[str]:
     lines = ["store.json is written anew"] if plan.header else []
     lines += [
         f"shard {mend.name[:12]} goes to quarantine, {mend.salvaged:,} of its rows to a new one. {mend.why}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachestore.keys import Fingerprint, canonical, fingerprint, key, keys
+from cachestore.keys import Fingerprint, canonical, fingerprint, key, keys, prefixes
 
 json_values = st.recursive(
     st.none()
@@ -76,3 +77,13 @@ def test_golden_identities_do_not_move():
         key(encoder, "naïve café".encode()).hex() == "e18866be2b511e2cb6425bb57da85d10085f3be738a1f4d1dee4f62349297112"
     )
     assert key(Fingerprint(bytes(32)), b"") != key(encoder, b"")
+
+
+def test_prefixes_order_as_the_keys_do():
+    rng = np.random.default_rng(0)
+    found = np.sort(np.frombuffer(rng.bytes(32 * 200), "V32").view("S32")).view("V32")
+    starts = prefixes(found)
+    assert starts.dtype == np.uint64
+    assert [int(start) for start in starts] == [int.from_bytes(key[:8], "big") for key in found.tolist()]
+    assert (np.diff(starts.astype(object)) >= 0).all()
+    assert len(prefixes(found[:0])) == 0
