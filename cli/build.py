@@ -19,18 +19,10 @@ if TYPE_CHECKING:
 
 
 def command(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file.")],
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", metavar="YAML", help="Take columns and encoders from a config's text features."),
-    ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option("--column", metavar="NAME", help="A column to embed; repeat for more.")
-    ] = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option("--encoder", metavar="TYPE", help="Its encoder, as a type or as '{type: hashing, dim: 256}'."),
-    ] = None,
+    data: options.Data,
+    config: options.TextConfig = None,
+    column: options.Columns = None,
+    encoder: options.Encoders = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="The name to keep it under; otherwise the file's stem.")
     ] = None,
@@ -142,16 +134,7 @@ def columns_of(config: Path | None, columns: Sequence[str], encoders: Sequence[s
     repeated = next((name for at, name in enumerate(columns) if name in columns[:at]), None)
     if repeated:
         raise UsageError(f"--column {repeated} is given twice; a build has one encoder per column.")
-    return {column: _encoder(encoder) for column, encoder in zip(columns, encoders, strict=True)}
-
-
-def _encoder(text: str) -> Any:
-    """An encoder as written on the command line: a bare type, or a YAML (or JSON) mapping of its settings."""
-    if not text.lstrip().startswith("{"):
-        return text
-    from cachestore.yaml_source import parse
-
-    return parse(text, f"--encoder {text}")
+    return {column: options.encoder(encoder) for column, encoder in zip(columns, encoders, strict=True)}
 
 
 def _plan(store: Path | None, data: Path, columns: Mapping[str, Any]) -> Plan:

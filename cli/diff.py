@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import cachestore
-from cachestore.diff import Diff
-from cachestore.diff import diff as compare
 from cli import options, output
+
+if TYPE_CHECKING:
+    from cachestore.diff import Diff
 
 REFERENCE = "NAME, NAME@VERSION, NAME@TAG, or a manifest's id or its first 8 digits."
 
@@ -42,6 +43,8 @@ def command(
         3    there is no store at that place, or A or B is not in it
         4    damage found in the store
     """
+    from cachestore.diff import diff as compare
+
     with cachestore.open_store(store, mode="r") as opened:
         found = compare(opened.root, opened.manifest(old), opened.manifest(new))
     summary = _summary(found, old, new, rows)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 import cachestore
 from cachestore.errors import StoreNotFound
@@ -21,18 +19,10 @@ _DIGEST = re.compile(r"[0-9a-f]{32,}")
 
 
 def command(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file.")],
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", metavar="YAML", help="Take columns and encoders from a config's text features."),
-    ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option("--column", metavar="NAME", help="A column to embed; repeat for more.")
-    ] = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option("--encoder", metavar="TYPE", help="Its encoder, as a type or as '{type: hashing, dim: 256}'."),
-    ] = None,
+    data: options.Data,
+    config: options.TextConfig = None,
+    column: options.Columns = None,
+    encoder: options.Encoders = None,
     store: options.StorePath = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,29 @@ StorePath = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr; errors still show.")]
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", metavar="YAML", help="The config file.")]
+
+# what build takes, and explain of a build
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file.")]
+TextConfig = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="YAML", help="Take columns and encoders from a config's text features."),
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--column", metavar="NAME", help="A column to embed; repeat for more.")
+]
+Encoders = Annotated[
+    list[str] | None,
+    typer.Option("--encoder", metavar="TYPE", help="Its encoder, as a type or as '{type: hashing, dim: 256}'."),
+]
+
+
+def encoder(text: str) -> Any:
+    """An encoder as written on the command line: a bare type, or a YAML (or JSON) mapping of its settings."""
+    if not text.lstrip().startswith("{"):
+        return text
+    from cachestore.yaml_source import parse
+
+    return parse(text, f"--encoder {text}")
 
 
 def open_store(path: Path | None, out: Output) -> cachestore.Store:

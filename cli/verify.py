@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cachestore.errors import DamageError, UsageError
-from cachestore.verify import Report, verify
 from cli import options, output
+
+if TYPE_CHECKING:
+    from cachestore.verify import Report
 
 _SHOWN = 50
 
@@ -68,6 +70,8 @@ def command(
         3    the store or a name is missing, or of another format
         4    damage found; `cachestore repair` mends what can be
     """
+    from cachestore.verify import verify
+
     out = output.Output(as_json, quiet)
     part = _part(sample)
     if read_data and sample:
@@ -147,19 +151,10 @@ def _encoders(config: Path | None, encoders: list[str], reencode: int) -> list[A
     """The encoders of a config's text features, and those written on the command line."""
     if (config or encoders) and not reencode:
         raise UsageError("--config and --encoder are for --reencode. Say how many rows: --reencode 100.")
-    found: list[Any] = [_encoder(encoder) for encoder in encoders]
+    found: list[Any] = [options.encoder(encoder) for encoder in encoders]
     if config is not None:
         from cli.build import text_columns
         from trainer.config import load_config
 
         found += text_columns(load_config(config)).values()
     return found
-
-
-def _encoder(text: str) -> Any:
-    """An encoder as written on the command line: a bare type, or a YAML (or JSON) mapping of its settings."""
-    if not text.lstrip().startswith("{"):
-        return text
-    from cachestore.yaml_source import parse
-
-    return parse(text, f"--encoder {text}")

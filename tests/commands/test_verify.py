@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -93,3 +96,10 @@ def test_mistakes_are_told(command, built):
     shutil.rmtree(built)
     assert command("verify", "--store", built).code == 3
     assert not built.exists()
+
+
+def test_the_command_line_starts_without_what_single_commands_need():
+    wanted = "cachestore.verify", "cachestore.repair", "cachestore.diff", "cachestore.yaml_source"
+    program = "import json, sys, cli.app; print(json.dumps([name for name in sys.argv[1:] if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", program, *wanted], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
