@@ -22,14 +22,12 @@ import numpy as np
 from cachestore import files, references, shard
 from cachestore import manifest as manifests
 from cachestore.errors import StoreLocked
-from cachestore.forget_plan import Held, Plan, journal, plan_forget, plan_keys, purgeable
-from cachestore.gc_rules import JOURNAL, chunk_path, shard_path
+from cachestore.forget_plan import JOURNAL, ForgetPlan, journal, plan_forget, plan_keys, purgeable
+from cachestore.gc_rules import chunk_path, shard_path
 from cachestore.keys import SIZE
 from cachestore.manifest import FORGOTTEN, PRESENT, Manifest
 from cachestore.marks import chunk_keys
 from cachestore.store import Store
-
-__all__ = ["Forgotten", "Held", "Plan", "execute", "forget", "plan_forget"]
 
 FORMAT: Final = 1
 _AUDIT = "audit.jsonl"
@@ -58,8 +56,8 @@ def forget(
     *,
     wait: float = 30.0,
     tell: Callable[[str], None] | None = None,
-    show: Callable[[Plan], None] | None = None,
-) -> tuple[Plan, Forgotten]:
+    show: Callable[[ForgetPlan], None] | None = None,
+) -> tuple[ForgetPlan, Forgotten]:
     """Plan, ``show`` and execute a forgetting; first finishes one that was cut short.
 
     ``tell`` is called if this has to wait. Raises StoreLocked when builders, or readers of shards with such vectors, are still there
@@ -80,7 +78,7 @@ def forget(
         return plan, execute(plan, rest(), tell)
 
 
-def execute(plan: Plan, wait: float = 0.0, tell: Callable[[str], None] | None = None) -> Forgotten:
+def execute(plan: ForgetPlan, wait: float = 0.0, tell: Callable[[str], None] | None = None) -> Forgotten:
     """Carry out a plan, inside the ``store.alone`` in which it was made."""
     store, root = plan.store, plan.store.root
     store.release()
@@ -105,7 +103,7 @@ def execute(plan: Plan, wait: float = 0.0, tell: Callable[[str], None] | None = 
     return done
 
 
-def _await_readers(plan: Plan, wait: float, tell: Callable[[str], None] | None) -> None:
+def _await_readers(plan: ForgetPlan, wait: float, tell: Callable[[str], None] | None) -> None:
     """Returns when nobody has a shard with such vectors mapped."""
     deadline = time.monotonic() + wait
     waiting = [held.name for held in plan.shards]
@@ -122,7 +120,7 @@ def _await_readers(plan: Plan, wait: float, tell: Callable[[str], None] | None) 
         time.sleep(_POLL_SECONDS)
 
 
-def _rewrite_manifests(plan: Plan) -> tuple[dict[str, str], int]:
+def _rewrite_manifests(plan: ForgetPlan) -> tuple[dict[str, str], int]:
     """Write chunks and manifests without the keys; returns old → new manifest ids, and the cells nulled."""
     root = plan.store.root
     chunks: dict[str, str] = {}
@@ -153,7 +151,7 @@ def _rewrite_chunk(root: Path, manifest: Manifest, at: int, gone: Mapping[str, A
     return manifests.write_chunk(root, columns, all_keys, all_reasons), cells
 
 
-def _rewrite_shards(plan: Plan) -> dict[str, str | None]:
+def _rewrite_shards(plan: ForgetPlan) -> dict[str, str | None]:
     """Write shards without the rows, which take the place of the old; returns old → new ids."""
     store = plan.store
     numbers = {entry.name: entry.number for entry in store.index.shards().values()}

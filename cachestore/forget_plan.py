@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,13 @@ from cachestore import manifest as manifests
 from cachestore.dataset import open_dataset
 from cachestore.dataset import payloads as cells_of
 from cachestore.errors import CachestoreError, DamageError, ManifestNotFound, UsageError
-from cachestore.gc_rules import JOURNAL, chunk_path, items
-from cachestore.keys import SIZE, Fingerprint, Key, key
+from cachestore.gc_rules import Item, chunk_path, items
+from cachestore.keys import Fingerprint, Key, key
 from cachestore.manifest import PRESENT, Manifest, Version
-from cachestore.marks import chunk_keys, prefixes
+from cachestore.marks import Wanted, chunk_keys
 from cachestore.store import Store
+
+JOURNAL: Final = "forgetting.json"  # there while a forget is not finished
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ForgetPlan:
     """What would be forgotten; made by ``plan_forget``."""
 
     store: Store
@@ -63,34 +65,9 @@ class Plan:
         return sum(len(held.rows) for held in self.shards)
 
 
-@final
-class Wanted:
-    """Keys to look for among others; ``keys`` (n,) is sorted and distinct."""
-
-    def __init__(self, keys: Iterable[bytes]) -> None:
-        self.members = frozenset(keys)
-        self.keys = np.frombuffer(b"".join(sorted(self.members)), f"V{SIZE}")
-        self._prefixes = prefixes(self.keys)
-
-    def among(self, keys: NDArray[np.void]) -> NDArray[np.int64]:
-        """The positions in keys (m,) of those that are wanted."""
-        if not self.members or not len(keys):
-            return np.empty(0, np.int64)
-        starts = prefixes(keys)
-        places = np.minimum(np.searchsorted(self._prefixes, starts), len(self.keys) - 1)
-        near = np.flatnonzero(self._prefixes[places] == starts)
-        return near[[each.tobytes() in self.members for each in keys[near]]] if len(near) else near
-
-    def inside(self, path: Path) -> bool:
-        """Whether the bytes of a file have one of them anywhere, also in hexadecimal."""
-        try:
-            data = bytes(files.map_file(path))
-        except (FileNotFoundError, ValueError):
-            return False
-        return any(each in data or each.hex().encode() in data for each in self.members)
-
-
-def plan_forget(store: Store, payloads: Iterable[bytes] = (), rows: tuple[str, Sequence[int]] | None = None) -> Plan:
+def plan_forget(
+    store: Store, payloads: Iterable[bytes] = (), rows: tuple[str, Sequence[int]] | None = None
+) -> ForgetPlan:
     """What forgetting these payloads, and these rows (from 0) of what a reference leads to, would do. Changes nothing.
 
     Raises UsageError for a row that is not there, ManifestNotFound, and DamageError when a shard is damaged: repair it first.
@@ -105,7 +82,7 @@ def plan_forget(store: Store, payloads: Iterable[bytes] = (), rows: tuple[str, S
     return plan_keys(store, wanted, len(given), notes)
 
 
-def plan_keys(store: Store, wanted: Iterable[bytes], payloads: int = 0, notes: Iterable[str] = ()) -> Plan:
+def plan_keys(store: Store, wanted: Iterable[bytes], payloads: int = 0, notes: Iterable[str] = ()) -> ForgetPlan:
     """As ``plan_forget``, of keys that are known."""
     keys = Wanted(wanted)
     shards = tuple(_shards(store, keys))
@@ -113,7 +90,7 @@ def plan_keys(store: Store, wanted: Iterable[bytes], payloads: int = 0, notes: I
     ids = {manifest.id for manifest in affected}
     roots = [root for root in references.roots(store.root) if root.manifest in ids]
     lines = [line for _, line in _lines(store.root) if references.follow(store.root, line.manifest) in ids]
-    return Plan(
+    return ForgetPlan(
         store,
         keys.keys,
         payloads,
@@ -130,7 +107,7 @@ def plan_keys(store: Store, wanted: Iterable[bytes], payloads: int = 0, notes: I
     )
 
 
-def purgeable(root: Path) -> list[Any]:
+def purgeable(root: Path) -> list[Item]:
     """What may hold forgotten bytes and is not needed: trash, quarantine, temporary files, damaged indexes."""
     return [
         item

@@ -15,13 +15,11 @@ from pathlib import Path
 from cachestore import files, reconcile
 from cachestore.errors import StoreFull
 from cachestore.gc_plan import plan_gc, plan_leftovers
-from cachestore.gc_rules import DAY, Item, Plan, Rules, Sparse, shard_path
+from cachestore.gc_rules import GcPlan, Rules, shard_path
 from cachestore.index import ShardEntry
 from cachestore.pins import drop_pin
 from cachestore.repack import repack
 from cachestore.store import Store
-
-__all__ = ["DAY", "Collected", "Item", "Plan", "Rules", "Sparse", "collect", "execute", "plan_gc"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ def collect(
     *,
     wait: float = 30.0,
     tell: Callable[[str], None] | None = None,
-    show: Callable[[Plan], None] | None = None,
-) -> tuple[Plan, Collected]:
+    show: Callable[[GcPlan], None] | None = None,
+) -> tuple[GcPlan, Collected]:
     """Plan, ``show`` and execute a collection while nobody builds; ``tell`` is called if this has to wait for builders.
 
     Raises StoreLocked when one is still there after ``wait`` seconds, StoreNotWritable, StoreFull, and DamageError as ``plan_gc``.
@@ -72,7 +70,7 @@ def collect(
         return plan, replace(done, swept=swept, freed=done.freed + leftovers)
 
 
-def execute(plan: Plan) -> Collected:
+def execute(plan: GcPlan) -> Collected:
     """Carry out a plan, inside the ``store.alone`` in which it was made.
 
     Raises StoreFull when there is no room for the index to change or for a shard to be rewritten; leftovers are gone by then.
@@ -105,7 +103,7 @@ def execute(plan: Plan) -> Collected:
 class _Trash:
     """Where files go: to one batch of the trash, or away at once when it has no grace."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: GcPlan) -> None:
         self.root = plan.store.root
         self.at_once = plan.rules.grace == 0
         self.batch = f"{int(plan.now)}-{uuid.uuid4().hex[:8]}"
@@ -120,7 +118,7 @@ class _Trash:
             self.trashed += nbytes
 
 
-def _delete_leftovers(plan: Plan) -> int:
+def _delete_leftovers(plan: GcPlan) -> int:
     """Delete what needs no change of the index to go; returns the bytes."""
     gone = (*plan.temporary, *plan.batches, *plan.damaged_indexes)
     for item in gone:

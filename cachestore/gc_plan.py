@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from cachestore import manifest as manifests
 from cachestore import references, shard
 from cachestore.errors import CachestoreError, DamageError, ManifestNotFound
+from cachestore.forget_plan import JOURNAL
 from cachestore.gc_rules import (
-    JOURNAL,
     SPARSE,
+    GcPlan,
     Item,
-    Plan,
     Rules,
     Sparse,
     chunk_path,
@@ -39,7 +39,7 @@ _CHECKED_ROWS: Final = 4096
 _RUN: Final = "the run "
 
 
-def plan_gc(store: Store, rules: Rules, now: float | None = None) -> Plan:
+def plan_gc(store: Store, rules: Rules, now: float | None = None) -> GcPlan:
     """What a collection by these rules would do at ``now`` (UTC seconds). Changes nothing; a store open for reading will do.
 
     Raises DamageError when the rules ask what is needed, and something by which to tell cannot be read.
@@ -47,11 +47,11 @@ def plan_gc(store: Store, rules: Rules, now: float | None = None) -> Plan:
     return _Planning(store, rules, time.time() if now is None else now).plan()
 
 
-def plan_leftovers(store: Store, rules: Rules, now: float) -> Plan:
+def plan_leftovers(store: Store, rules: Rules, now: float) -> GcPlan:
     """The part of a plan that needs no index: temporary files, trash whose grace is over, damaged indexes."""
     batches = items(store.root / "trash")
     over = tuple(batch for batch in batches if _batch_age(batch.path, now) >= rules.grace)
-    return Plan(
+    return GcPlan(
         store,
         rules,
         now,
@@ -78,7 +78,7 @@ class _Planning:
             entry for entry in self.entries.values() if not self.held[entry.number] and self.elsewhere(entry)
         ]
 
-    def plan(self) -> Plan:
+    def plan(self) -> GcPlan:
         if quarantined := nbytes_of(items(self.root / "quarantine")):
             self.notes.append(
                 f"{self.root / 'quarantine'} holds {quarantined:,} bytes of damaged files, which gc leaves alone."
@@ -121,7 +121,7 @@ class _Planning:
             return False
         return True
 
-    def with_references(self, plan: Plan) -> Plan:
+    def with_references(self, plan: GcPlan) -> GcPlan:
         """The plan with the manifests, chunks and vectors that no root needs."""
         kept, aged = self.roots({pin.run for pin in plan.pins})
         on_disk = set(manifests.all_manifests(self.root))
@@ -260,7 +260,7 @@ class _Planning:
             return 0
         return part_of(entry, kept) if self.rules.repack and 0 < kept < SPARSE * entry.rows else entry.nbytes
 
-    def with_shards(self, plan: Plan, unneeded: NDArray[np.bool_]) -> Plan:
+    def with_shards(self, plan: GcPlan, unneeded: NDArray[np.bool_]) -> GcPlan:
         """The plan with the shards that go, and those that are rewritten, when these vectors (n,) are not needed."""
         kept = self.table.counts(~unneeded, self.numbers)
         gone = [entry for number, entry in self.entries.items() if self.held[number] and not kept[number]]

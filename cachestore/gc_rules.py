@@ -18,7 +18,6 @@ from cachestore.pins import Pin
 from cachestore.store import Store
 
 DAY: Final = 86_400.0
-JOURNAL: Final = "forgetting.json"  # there while a forget is not finished
 SPARSE: Final = 0.75  # a shard is rewritten when less of it than this is needed
 
 
@@ -66,7 +65,7 @@ class Sparse:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GcPlan:
     """What a collection would do; made by ``plan_gc``."""
 
     store: Store

@@ -15,7 +15,8 @@ from cli import options, output
 from cli.gc import open_existing
 
 if TYPE_CHECKING:
-    from cachestore.forget import Forgotten, Plan
+    from cachestore.forget import Forgotten
+    from cachestore.forget_plan import ForgetPlan
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_ROWS = 10_000_000
@@ -63,7 +64,8 @@ def command(
         3    the store is missing, full, not writable, or in use by a build or a reader of those vectors
         4    a damaged shard cannot be searched: repair first
     """
-    from cachestore.forget import forget, plan_forget
+    from cachestore.forget import forget
+    from cachestore.forget_plan import plan_forget
 
     out = output.Output(as_json, quiet)
     payloads = [_utf8(each) for each in text or []] + [_bytes(path) for path in file or []]
@@ -110,7 +112,7 @@ def _rows(text: str) -> list[int]:
     return rows
 
 
-def _plan(plan: Plan) -> dict[str, Any]:
+def _plan(plan: ForgetPlan) -> dict[str, Any]:
     return {
         "texts": plan.payloads,
         "vectors": plan.vectors,
@@ -127,7 +129,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _plan_text(plan: Plan) -> str:
+def _plan_text(plan: ForgetPlan) -> str:
     rewritten = output.size(sum(held.nbytes for held in plan.shards))
     lines = [
         f"{plan.vectors:,} vectors in {len(plan.shards):,} shards ({rewritten}) and "

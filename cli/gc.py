@@ -15,7 +15,8 @@ from cachestore.errors import DamageError, UsageError
 from cli import options, output
 
 if TYPE_CHECKING:
-    from cachestore.gc import Collected, Plan
+    from cachestore.gc import Collected
+    from cachestore.gc_rules import GcPlan
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _BYTES = {"": 1, "b": 1} | {
@@ -94,7 +95,9 @@ def command(
         3    the store is missing, full, not writable, or in use by a build
         4    what tells what is needed is damaged: nothing was changed; without options leftovers still go
     """
-    from cachestore.gc import Rules, collect, plan_gc
+    from cachestore.gc import collect
+    from cachestore.gc_plan import plan_gc
+    from cachestore.gc_rules import Rules
 
     out = output.Output(as_json, quiet)
     rules = Rules(
@@ -139,7 +142,7 @@ def _size(option: str, text: str) -> int:
     return int(float(match[1]) * _BYTES[match[2]])
 
 
-def _plan(plan: Plan) -> dict[str, Any]:
+def _plan(plan: GcPlan) -> dict[str, Any]:
     root = plan.store.root
     return {
         "temporary": [_item(root, item) for item in plan.temporary],
@@ -169,7 +172,7 @@ def _shard(entry: Any) -> dict[str, Any]:
     return {"shard": entry.name, "rows": entry.rows, "bytes": entry.nbytes}
 
 
-def _plan_text(plan: Plan) -> str:
+def _plan_text(plan: GcPlan) -> str:
     first = "deleted" if plan.rules.grace == 0 else "to the trash"
     sparse = [sparse.entry for sparse in plan.sparse]
     groups = (

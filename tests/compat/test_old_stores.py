@@ -15,7 +15,8 @@ import pytest
 from cachestore import open_store
 from cachestore.build import run
 from cachestore.forget import forget
-from cachestore.gc import Rules, collect
+from cachestore.gc import collect
+from cachestore.gc_rules import Rules
 from cachestore.keys import key
 from cachestore.manifest import FORGOTTEN, MISSING, PRESENT, SKIPPED
 from cachestore.pins import pins

@@ -17,7 +17,7 @@ from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import CachestoreError
 from cachestore.fill import Limits
-from cachestore.gc import DAY, Rules
+from cachestore.gc_rules import DAY, Rules
 from cachestore.keys import Key, fingerprint, key
 from cachestore.manifest import FORGOTTEN, PRESENT
 from cachestore.pins import Pin, pins, write_pin

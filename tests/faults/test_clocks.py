@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cachestore import open_store
-from cachestore.gc import Rules, collect
+from cachestore.gc import collect
+from cachestore.gc_rules import Rules
 from tests.faults import injected, trials
 from tests.faults.record import Record
 from tests.faults.warm import Warm

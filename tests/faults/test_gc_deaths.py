@@ -13,7 +13,8 @@ import pytest
 
 from cachestore import open_store
 from cachestore.errors import StoreFull
-from cachestore.gc import Rules, collect
+from cachestore.gc import collect
+from cachestore.gc_rules import Rules
 from tests.faults import collecting
 from tests.faults.record import Record
 from tests.faults.test_full_disk import _mount, _own_mounts, may_mount

@@ -8,13 +8,16 @@ import json
 import numpy as np
 import pytest
 
-from cachestore import files, forget, gc, open_store
+from cachestore import files, forget, gc, gc_plan, open_store
 from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import DamageError, ManifestNotFound, StoreLocked, StoreNotWritable, UsageError
 from cachestore.fill import Limits
+from cachestore.forget_plan import plan_forget, plan_keys
+from cachestore.gc_rules import Rules
 from cachestore.keys import fingerprint, key
 from cachestore.manifest import FORGOTTEN, PRESENT
+from cachestore.marks import Wanted
 from cachestore.pins import Pin, write_pin
 from tests.store.counting import CountingEncoder
 
@@ -120,7 +123,7 @@ def test_versions_tags_and_runs_follow_to_what_is_left(store, tmp_path):
         assert rest_is_intact(store, reference, range(20), {15})
     assert rest_is_intact(store, "reviews", range(30), {15})
     assert traces(store.root, 15) == []
-    gc.collect(store, gc.Rules(unreferenced_older_than=0, grace=0, repack=True))
+    gc.collect(store, Rules(unreferenced_older_than=0, grace=0, repack=True))
     assert rest_is_intact(store, "reviews@2", range(20), {15})
     forget.forget(store, [b"text 5"])
     for last in (10, 20, 30):
@@ -225,7 +228,7 @@ def test_a_plan_changes_nothing_and_reads_a_store_that_may_not_be_written(store,
     build(store, table(tmp_path, 0, 25), "first")
     before = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file() and path.suffix != ".mdb"}
     with open_store(store.root, mode="r") as reader:
-        plan = forget.plan_forget(reader, [b"text 3"])
+        plan = plan_forget(reader, [b"text 3"])
         assert (plan.vectors, plan.versions) == (1, ("first@1",))
         with pytest.raises(StoreNotWritable):
             forget.forget(reader, [b"text 3"])
@@ -289,6 +292,40 @@ def test_a_damaged_chunk_with_the_key_goes(store, tmp_path):
     assert traces(store.root, 3) == []
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_ten_thousand_keys_are_looked_for_in_a_large_loose_chunk_in_a_second(store, damaged):
+    random = np.random.default_rng(0)
+    held = np.frombuffer(random.bytes(32 * manifests.CHUNK_ROWS), "V32")
+    chunk = manifests.write_chunk(store.root, ["text"], [held], [np.zeros(len(held), np.uint8)])
+    if damaged:
+        path = files.content_path(store.root, "chunks", chunk, ".arrow")
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-100])
+    wanted = [random.bytes(32) for _ in range(10_000)]
+    assert plan_keys(store, wanted).loose_chunks == ()
+    assert plan_keys(store, [*wanted, held[-10].tobytes()]).loose_chunks == (chunk,)
+
+
+@pytest.mark.parametrize("searched", [1 << 20, 16])
+def test_a_key_is_found_anywhere_in_a_file_as_it_is_and_in_hexadecimal(tmp_path, monkeypatch, searched):
+    monkeypatch.setattr("cachestore.marks._SEARCHED", searched)
+    path = tmp_path / "file"
+    keys = [bytes(range(first, first + 32)) for first in range(0, 200, 3)] + [bytes(32), b"\xff" * 32]
+    wanted = Wanted(keys)
+    for at in (0, 1, 7, 15, 16, 17, 31, 100):
+        for each in (keys[40], keys[-1], keys[3].hex().encode()):
+            path.write_bytes(b"x" * at + each)
+            assert wanted.inside(path), at
+            assert not Wanted([]).inside(path)
+            path.write_bytes(b"x" * at + each[:-1] + b"x")
+            assert not wanted.inside(path), at
+    for content in (b"", b"x", keys[40][:31], keys[40][1:] + keys[40][:1]):
+        path.write_bytes(content)
+        assert not wanted.inside(path)
+    assert not wanted.inside(tmp_path / "absent")
+
+
 def test_a_forget_that_was_cut_short_is_finished_by_any_other(store, tmp_path, monkeypatch):
     path = table(tmp_path, 0, 25)
     build(store, path, "first")
@@ -299,13 +336,13 @@ def test_a_forget_that_was_cut_short_is_finished_by_any_other(store, tmp_path, m
             forget.forget(store, rows=("first", [3]))
     path.unlink()
     assert any(each.startswith("shards") for each in traces(store.root, 3))
-    assert "cut short" in gc.plan_gc(store, gc.Rules()).notes[0]
+    assert "cut short" in gc_plan.plan_gc(store, Rules()).notes[0]
     plan, _ = forget.forget(store, [b"text 4"])
     assert plan.vectors == 2
     assert traces(store.root, 3) == traces(store.root, 4) == []
     assert rest_is_intact(store, "first", range(25), {3, 4})
     assert rest_is_intact(store, "second", range(25), {3, 4})
-    assert gc.plan_gc(store, gc.Rules()).notes == ()
+    assert gc_plan.plan_gc(store, Rules()).notes == ()
     assert len((store.root / "audit.jsonl").read_text().splitlines()) == 2
 
 

@@ -14,7 +14,8 @@ from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import DamageError, StoreFull, StoreNotWritable, UsageError
 from cachestore.fill import Limits
-from cachestore.gc import DAY, Rules
+from cachestore.gc_plan import plan_gc
+from cachestore.gc_rules import DAY, Rules
 from cachestore.keys import fingerprint, keys
 from cachestore.marks import Table
 from cachestore.pins import Pin, pins, write_pin
@@ -88,7 +89,7 @@ def test_a_plan_changes_nothing_and_needs_no_permission_to_write(store):
     (store.root / "tmp").joinpath("left").write_bytes(b"x" * 100)
     there = sorted(path for path in store.root.rglob("*"))
     with open_store(store.root, mode="r") as reader:
-        plan = gc.plan_gc(reader, Rules(unreferenced_older_than=30 * DAY))
+        plan = plan_gc(reader, Rules(unreferenced_older_than=30 * DAY))
         assert len(plan.unreferenced) == 2
         assert (len(plan.manifests), len(plan.chunks)) == (1, 1)
         assert plan.to_delete == 100
@@ -197,7 +198,7 @@ def test_repack_without_an_age_or_a_size_keeps_unreferenced_rows_and_says_so(sto
     assert "--unreferenced-older-than" in note
     assert "--max-bytes" in note
     for rules in ({"unreferenced_older_than": 0}, {"max_bytes": 10**9}):
-        assert gc.plan_gc(store, Rules(repack=True, **rules)).notes == ()
+        assert plan_gc(store, Rules(repack=True, **rules)).notes == ()
 
 
 def test_repack_leaves_a_damaged_shard_alone(store):
@@ -449,7 +450,7 @@ def test_a_plan_of_a_store_that_others_write_to_meanwhile_is_made(store, monkeyp
         return Table(index)
 
     monkeypatch.setattr("cachestore.gc_plan.Table", late)
-    plan = gc.plan_gc(store, Rules(unreferenced_older_than=0, max_bytes=0, repack=True))
+    plan = plan_gc(store, Rules(unreferenced_older_than=0, max_bytes=0, repack=True))
     assert len(plan.unreferenced) == 1
     assert plan.notes == ()
 

@@ -31,7 +31,8 @@ from cachestore.build import run
 from cachestore.errors import ManifestNotFound, MissingVector
 from cachestore.fill import Limits
 from cachestore.forget import forget
-from cachestore.gc import Rules, collect
+from cachestore.gc import collect
+from cachestore.gc_rules import Rules
 from cachestore.keys import Key, fingerprint, key
 from cachestore.manifest import FORGOTTEN, MISSING, PRESENT
 from cachestore.repair import repair
