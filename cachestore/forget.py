@@ -1,4 +1,4 @@
-"""Forgetting: the vectors and keys of some payloads leave every file of the store, while nobody builds and nobody reads those shards.
+"""Forgetting: removes the vectors and keys of some payloads from every file of the store, while nobody builds or reads those shards.
 
 In this order: a journal of the keys; chunks and manifests without them, which take the place of the old; shards without them; what may
 hold old bytes (trash, quarantine, temporary files, damaged indexes, the index itself, of which a new generation is filled); a line in
@@ -40,7 +40,7 @@ class Forgotten:
 
     vectors: int
     cells: int
-    """of manifests, those that have no key any more; a chunk that versions share counts once"""
+    """of manifests that lost their key; those of a chunk that versions share count once"""
     shards: Mapping[str, str | None]
     """old → new id, None where no row was left"""
     manifests: Mapping[str, str]
@@ -104,7 +104,7 @@ def execute(plan: ForgetPlan, wait: float = 0.0, tell: Callable[[str], None] | N
 
 
 def _await_readers(plan: ForgetPlan, wait: float, tell: Callable[[str], None] | None) -> None:
-    """Returns when nobody has a shard with such vectors mapped."""
+    """Wait until nobody has a shard with such vectors mapped. Raises StoreLocked after ``wait`` seconds."""
     deadline = time.monotonic() + wait
     waiting = [held.name for held in plan.shards]
     told = False

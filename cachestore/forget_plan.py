@@ -1,4 +1,4 @@
-"""The plan of a forgetting: where the vectors and keys of some payloads lie, and what leads there. Computing it changes nothing."""
+"""The plan of a forgetting: where the vectors and keys of some payloads lie, and who refers to them. Computing it changes nothing."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class ForgetPlan:
     store: Store
     keys: NDArray[np.void]
     payloads: int
-    """how many texts or files are known, so that vectors of any encoder are found"""
+    """how many texts or files are known: their vectors are found whichever encoder made them"""
     shards: tuple[Held, ...]
     chunks: Mapping[str, Mapping[str, NDArray[np.int64]]]
     """rows to null by column, by chunk"""
     loose_chunks: tuple[str, ...]
-    """those that no manifest leads to, or that are damaged, and have such a key in them"""
+    """chunks with such a key that no manifest names, or that are damaged: they are deleted"""
     manifests: tuple[Manifest, ...]
     """those with such chunks"""
     versions: tuple[str, ...]
     tags: tuple[str, ...]
     runs: tuple[str, ...]
     sources: tuple[str, ...]
-    """files that those versions were built from; out of scope, as the runs' directories are"""
+    """files that those versions were built from: they are not touched, nor are the directories of runs"""
     purged: int
     """bytes in trash, quarantine, temporary files and damaged indexes, which go as well"""
     notes: tuple[str, ...]
@@ -83,7 +83,7 @@ def plan_forget(
 
 
 def plan_keys(store: Store, wanted: Iterable[bytes], payloads: int = 0, notes: Iterable[str] = ()) -> ForgetPlan:
-    """As ``plan_forget``, of keys that are known."""
+    """As ``plan_forget``, for keys instead of payloads."""
     keys = Wanted(wanted)
     shards = tuple(_shards(store, keys))
     chunks, loose, affected = _chunks(store.root, keys)
@@ -122,7 +122,7 @@ def purgeable(root: Path) -> list[Item]:
 
 
 def journal(root: Path) -> set[bytes]:
-    """The keys that a forgetting which was cut short is about, none when there is none."""
+    """The keys of a forgetting that was cut short; empty when none was. Raises DamageError."""
     path = root / JOURNAL
     try:
         return {bytes.fromhex(each) for each in json.loads(files.read_small(path))["keys"]}
@@ -143,7 +143,7 @@ def _fingerprints(store: Store) -> set[Fingerprint]:
 
 
 def _shards(store: Store, wanted: Wanted) -> Iterator[Held]:
-    """Shards with such keys, whether the index knows of them or not. Raises DamageError when a row of theirs is not sound."""
+    """Shards with such keys, whether the index knows of them or not. Raises DamageError when another row of theirs is damaged."""
     indexed = store.index.lookup([Key(each) for each in wanted.keys.tolist()])
     names = store.index.names({number for number in indexed.shards.tolist() if number >= 0})
     places = {
@@ -169,7 +169,7 @@ def _shards(store: Store, wanted: Wanted) -> Iterator[Held]:
 def _chunks(
     root: Path, wanted: Wanted
 ) -> tuple[dict[str, dict[str, NDArray[np.int64]]], tuple[str, ...], tuple[Manifest, ...]]:
-    """Rows by column of the chunks with such keys; loose chunks with one; and the manifests of the former."""
+    """By chunk and column the rows with such keys; the loose chunks with one; and the manifests that name the former."""
     hits: dict[str, dict[str, NDArray[np.int64]]] = {}
     readable = list(_readable(root))
     seen: set[str] = set()

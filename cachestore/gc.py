@@ -1,7 +1,7 @@
-"""Collecting what a store no longer needs, while nobody builds: what ``plan_gc`` found, carried out.
+"""Collects what a store no longer needs: carries out the plan of ``plan_gc`` while nobody builds.
 
 What goes leaves the index first, then moves to ``trash/<UTC seconds>-<id>/`` under the path it had, and a later collection deletes it
-when its grace is over. Whatever maps such a file keeps its bytes. A collection that dies anywhere is finished by the next.
+when its grace is over. A reader that has such a file mapped keeps its bytes. A collection that dies anywhere is finished by the next.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def execute(plan: GcPlan) -> Collected:
         for pin in plan.pins:
             drop_pin(store.root, pin.run)
         trash = _Trash(plan)
-        # what names goes before what is named
+        # manifests go before the chunks that they name
         for item in (*plan.manifests, *plan.chunks):
             trash.take(item.path, item.nbytes)
         _drop(store, trash, (*plan.superseded, *plan.unreferenced))
-        # after the drop: a shard that a repack before this one, cut short, wrote is superseded and may be written again now
+        # after the drop: a repack that was cut short may have left, superseded, the very shard that this one writes
         repacked = repack(store, plan.sparse)
         _drop(store, trash, repacked.replaced)
     except StoreFull as error:

@@ -42,7 +42,7 @@ _RUN: Final = "the run "
 def plan_gc(store: Store, rules: Rules, now: float | None = None) -> GcPlan:
     """What a collection by these rules would do at ``now`` (UTC seconds). Changes nothing; a store open for reading will do.
 
-    Raises DamageError when the rules ask what is needed, and something by which to tell cannot be read.
+    Raises DamageError when a rule depends on what is needed, and a name, tag, run, manifest or chunk that tells so cannot be read.
     """
     return _Planning(store, rules, time.time() if now is None else now).plan()
 
@@ -63,7 +63,7 @@ def plan_leftovers(store: Store, rules: Rules, now: float) -> GcPlan:
 
 
 class _Planning:
-    """One plan on its way."""
+    """Computes one plan."""
 
     def __init__(self, store: Store, rules: Rules, now: float) -> None:
         self.store, self.rules, self.now, self.root = store, rules, now, store.root
@@ -143,7 +143,10 @@ class _Planning:
         )
 
     def roots(self, dropped: set[str]) -> tuple[dict[str, Manifest], dict[str, list[str]]]:
-        """Manifests that something keeps, and versions, by manifest, that --keep-last lets go. ``dropped`` are runs that keep nothing."""
+        """The manifests that names, tags and runs keep; and, by manifest, the versions that --keep-last lets go.
+
+        Runs in ``dropped`` keep nothing.
+        """
         found = [root for root in references.roots(self.root) if root.kind != "pin"]
         newer = Counter(root.name for root in found if root.kind == "name")
         wanted: dict[str, str] = {}
@@ -183,7 +186,7 @@ class _Planning:
     def unneeded(
         self, kept: Mapping[str, Manifest], unnamed: Iterable[str]
     ) -> tuple[NDArray[np.bool_], dict[str, NDArray[np.int64]]]:
-        """The vectors (n,) that go; and for every other manifest, where those that it names and no root needs stand in the table."""
+        """Marks (n,) of the vectors that go; and by unnamed manifest the places in the table of what it names and no root needs."""
         needed = self.table.marks()
         seen: set[str] = set()
         for manifest in kept.values():
@@ -225,7 +228,7 @@ class _Planning:
     def evicted(
         self, needed: NDArray[np.bool_], unneeded: NDArray[np.bool_], uses: Mapping[str, NDArray[np.int64]], limit: int
     ) -> list[int]:
-        """Numbers of the shards, oldest first, whose rows that no root needs must go for the shards to be within the limit."""
+        """Numbers of the shards, least recently used first, that lose what no root needs, for all to take at most ``limit`` bytes."""
         used = {number: self.time(shard_path(self.root, entry.name)) for number, entry in self.entries.items()}
         for identity, places in uses.items():
             named = self.time(manifests.manifest_path(self.root, identity))
@@ -255,13 +258,13 @@ class _Planning:
         return chosen
 
     def left(self, entry: ShardEntry, kept: int) -> int:
-        """About how many bytes of a shard are left of which so many indexed rows are kept."""
+        """About how many bytes of a shard stay when ``kept`` of its indexed rows do."""
         if entry in self.superseded or (not kept and self.held[entry.number]):
             return 0
         return part_of(entry, kept) if self.rules.repack and 0 < kept < SPARSE * entry.rows else entry.nbytes
 
     def with_shards(self, plan: GcPlan, unneeded: NDArray[np.bool_]) -> GcPlan:
-        """The plan with the shards that go, and those that are rewritten, when these vectors (n,) are not needed."""
+        """The plan with the shards that go, and those that are rewritten, when the vectors marked (n,) are not needed."""
         kept = self.table.counts(~unneeded, self.numbers)
         gone = [entry for number, entry in self.entries.items() if self.held[number] and not kept[number]]
         sparse = [
@@ -272,7 +275,7 @@ class _Planning:
         return replace(plan, unreferenced=tuple(gone), sparse=tuple(sparse))
 
     def chunks(self, staying: Iterable[Manifest], going: Iterable[Manifest]) -> Iterator[Item]:
-        """Chunks of manifests that go, and old ones of killed builds, unless a manifest that stays has them."""
+        """Chunks that no staying manifest has: those of manifests that go, and old ones that killed builds left."""
         needed = {identity for manifest in staying for identity, _ in manifest.chunks}
         of_going = {identity for manifest in going for identity, _ in manifest.chunks}
         for identity in sorted(manifests.all_chunks(self.root).keys() - needed):
@@ -297,12 +300,12 @@ class _Planning:
         return marked
 
     def expired(self, path: Path) -> bool:
-        """Whether a file is old enough for what nothing refers to."""
+        """Whether a file is as old as --unreferenced-older-than asks."""
         age = self.rules.unreferenced_older_than
         return age is not None and self.now - self.time(path) >= age
 
     def time(self, path: Path) -> float:
-        """When a file was written; one from the future is new, and so is one that another collection took meanwhile."""
+        """When a file was written (UTC seconds); now, for one from the future and for one that is gone meanwhile."""
         try:
             return min(path.stat().st_mtime, self.now)
         except FileNotFoundError:

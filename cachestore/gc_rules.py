@@ -1,4 +1,4 @@
-"""The words of a collection: the rules, what goes by them, and the plan that says so."""
+"""What a collection works with: its rules, the plan of what they let go, and where files of the store lie."""
 
 from __future__ import annotations
 
@@ -73,20 +73,20 @@ class GcPlan:
     now: float
     temporary: tuple[Item, ...] = ()
     batches: tuple[Item, ...] = ()
-    """of the trash, those whose grace is over"""
+    """batches of the trash whose grace is over"""
     kept_batches: tuple[Item, ...] = ()
     damaged_indexes: tuple[Item, ...] = ()
     pins: tuple[Pin, ...] = ()
     manifests: tuple[Item, ...] = ()
     versions: tuple[str, ...] = ()
-    """those of names whose manifest goes"""
+    """whose manifest goes, as ``reviews@3``"""
     chunks: tuple[Item, ...] = ()
     superseded: tuple[ShardEntry, ...] = ()
-    """every row of these is in another shard"""
+    """shards all of whose rows other shards hold"""
     unreferenced: tuple[ShardEntry, ...] = ()
-    """no row of these is needed"""
+    """shards of which no row is needed"""
     sparse: tuple[Sparse, ...] = ()
-    """to be rewritten"""
+    """shards to be rewritten"""
     shards: int = 0
     shard_bytes: int = 0
     notes: tuple[str, ...] = ()

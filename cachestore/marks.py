@@ -1,7 +1,7 @@
-"""What is needed of the vectors that a store holds: a table of all indexed keys, to mark those that manifests name.
+"""Finding keys among many: a table of all indexed keys, to mark those that manifests name, and keys to look for in files.
 
-The table compares the first eight bytes of keys. Two keys that share them are marked together, so that a mark may keep a vector
-that nothing needs (two in 10⁹ keys do so with odds of 1 to 40), and never loses one that something needs.
+The table compares the first eight bytes of keys, and marks keys that share them together. So a collection may keep a vector that
+nothing needs, and never loses one that something needs. That any two of 10⁹ keys share eight bytes has odds of 1 to 40.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cachestore import files
 from cachestore import manifest as manifests
 from cachestore.index import Index
-from cachestore.keys import SIZE
+from cachestore.keys import SIZE, prefixes
 from cachestore.manifest import PRESENT, Manifest
 
 _ROOM = 1 << 16
@@ -126,11 +126,6 @@ def _held(wanted: NDArray[np.uint64], found: NDArray[np.uint64]) -> NDArray[np.b
         return np.zeros(len(found), np.bool_)
     held: NDArray[np.bool_] = wanted[np.minimum(np.searchsorted(wanted, found), len(wanted) - 1)] == found
     return held
-
-
-def prefixes(keys: NDArray[np.void]) -> NDArray[np.uint64]:
-    """The first eight bytes of keys (n,) as numbers (n,) that order as the keys do."""
-    return np.ascontiguousarray(keys).view(">u8")[:: SIZE // 8].astype(np.uint64)
 
 
 def chunk_keys(root: Path, manifest: Manifest, at: int) -> Iterator[tuple[str, NDArray[np.void], NDArray[np.uint8]]]:

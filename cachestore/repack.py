@@ -1,4 +1,4 @@
-"""Writing rows of some shards into new ones, which take their place in the index. The old ones are then superseded."""
+"""Rewrites sparse shards: the rows of them that are needed go into new shards, which the index then names instead."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Repacked:
 
 
 def repack(store: Store, sparse: Iterable[Sparse]) -> Repacked:
-    """Write the needed rows of sparse shards into as few new ones as may be. Only inside ``store.alone``."""
+    """Write the needed rows of sparse shards into as few new shards as their limits allow. Only inside ``store.alone``."""
     done = Repacked()
     waiting: dict[Fingerprint, _Waiting] = {}
     for part in sparse:
@@ -63,7 +63,7 @@ class _Waiting:
     vectors: list[NDArray[Any]] = field(default_factory=list)
 
     def full(self, rows: int, nbytes: int) -> bool:
-        """Whether so much more would be too much for one shard."""
+        """Whether ``rows`` and ``nbytes`` more would be too much for one shard."""
         rows += sum(len(part) for part in self.keys)
         nbytes += sum(part.nbytes for part in self.vectors)
         return bool(self.keys) and (rows > _LIMITS.shard_rows or nbytes > _LIMITS.shard_bytes)

@@ -34,7 +34,7 @@ def command(
         typer.Option(
             "--unreferenced-older-than",
             metavar="AGE",
-            help="Let go what no name, tag or run has referred to for so long: 30d, 12h, or 0 for all of it.",
+            help="Let go what no name, tag or run refers to and is at least this old: 30d, 12h, or 0 for all of it.",
         ),
     ] = None,
     keep_last: Annotated[
@@ -62,7 +62,7 @@ def command(
         ),
     ] = False,
     drop_missing_runs: Annotated[
-        bool, typer.Option("--drop-missing-runs", help="Let go what is kept for runs whose directory is gone.")
+        bool, typer.Option("--drop-missing-runs", help="Keep nothing for runs whose directory is gone.")
     ] = False,
     grace: Annotated[
         str, typer.Option("--grace", metavar="AGE", help="How long the trash is kept; 0 deletes at once.")
@@ -76,8 +76,8 @@ def command(
 ) -> None:
     """Free what the store no longer needs, once no build runs.
 
-    Without options only leftovers go: temporary files, trash past its grace, damaged indexes, and shards that hold
-    nothing that another does not. Names, their versions, tags and runs keep what they refer to. What goes is moved to
+    Without options only leftovers go: temporary files, trash past its grace, damaged indexes, and shards all
+    of whose rows other shards hold. Names, their versions, tags and runs keep what they refer to. What goes is moved to
     the trash, and deleted by a later gc when its grace is over. Readers are never disturbed.
 
     \b
@@ -93,7 +93,7 @@ def command(
         0    done
         2    wrong usage
         3    the store is missing, full, not writable, or in use by a build
-        4    what tells what is needed is damaged: nothing was changed; without options leftovers still go
+        4    damage hides what is needed: nothing was changed; a gc without options still frees leftovers
     """
     from cachestore.gc import collect
     from cachestore.gc_plan import plan_gc
