@@ -27,7 +27,7 @@ OPTIONS = {
     "explain": {"DATA", "--config", "-c", "--column", "--encoder"},
     "stats": {"--sample"},
     "verify": {"[NAME]...", "--read-data", "--sample", "--reencode", "--config", "-c", "--encoder", "--seed"},
-    "repair": {"--dry-run"},
+    "repair": {"--dry-run", "--wait"},
     "gc": {
         "--dry-run",
         "--unreferenced-older-than",
