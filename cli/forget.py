@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import cachestore
+from cachestore.dataset import MAX_CELL_BYTES
 from cachestore.errors import DataError, UsageError
 from cli import options, output
 from cli.gc import open_existing
@@ -91,12 +92,20 @@ def _utf8(text: str) -> bytes:
 
 
 def _bytes(path: Path) -> bytes:
-    if str(path) == "-":
-        return sys.stdin.buffer.read()
+    """The bytes of a text; a store keeps none that is longer than MAX_CELL_BYTES."""
     try:
-        return path.read_bytes()
+        if str(path) == "-":
+            found = sys.stdin.buffer.read(MAX_CELL_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                found = file.read(MAX_CELL_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}. Name a file whose bytes are the text.") from error
+    if len(found) > MAX_CELL_BYTES:
+        raise DataError(
+            f"{path} is larger than {MAX_CELL_BYTES >> 20} MiB, and no text in a store is. Name another file."
+        )
+    return found
 
 
 def _rows(text: str) -> list[int]:

@@ -87,3 +87,10 @@ def test_readers_are_named_as_the_reason(command: Command, built: Path) -> None:
     assert done.code == 3
     assert "--wait" in done.err
     assert rows_left(built) == [True, True, True, False, True]
+
+
+def test_a_file_that_never_ends_is_not_read_to_its_end(command: Command, store: Path, reviews: Path) -> None:
+    command("build", reviews, "--column", "text", "--encoder", "hashing", "--store", store)
+    done = command("forget", "--file", "/dev/zero", "--store", store)
+    assert done.code == 2
+    assert "/dev/zero is larger than 16 MiB" in done.err
