@@ -39,7 +39,7 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
 
 
 @pytest.fixture
-def warm(_warm: Warm) -> Iterator[Warm]:
-    """Starts the processes of a test; see ``tests.faults.trials``. Those still alive at its end are killed."""
+def warm(_warm: Warm, folder: Path) -> Iterator[Warm]:
+    """Starts the processes of a test; see ``tests.faults.trials``. Those still alive at its end are killed, before its folder goes."""
     yield _warm
     _warm.ask({"end": True})
