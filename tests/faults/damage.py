@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +33,9 @@ def files_of(root: Path, kind: str) -> list[Path]:
     return sorted(root.glob(KINDS[kind]))
 
 
+_made: list[Path] = []
+
+
 def ask(warm: Warm, question: str, folder: Path, **settings: Any) -> Ended:
     """Run a function of ``tests.faults.readers`` on a folder, in a process of its own."""
     return warm.run(f"tests.faults.readers:{question}", folder=str(folder), **settings)
@@ -42,9 +47,12 @@ def command(warm: Warm, *arguments: object) -> Ended:
 
 
 def sound_store(warm: Warm, folder: Path) -> Path:
-    """A new folder with a table and the small store built of it, with a file of every class. Tests harm copies of it."""
-    assert ask(warm, "make", folder / "sound").code == 0
-    return folder / "sound"
+    """A new folder with a table and the small store built of it, with a file of every class. Made once, and then copied."""
+    if not _made:
+        _made.append(Path(tempfile.mkdtemp(prefix="faults-sound-")))
+        atexit.register(shutil.rmtree, _made[0], ignore_errors=True)
+        assert ask(warm, "make", _made[0] / "sound").code == 0
+    return copied(_made[0] / "sound", folder / "sound")
 
 
 def copied(folder: Path, place: Path) -> Path:

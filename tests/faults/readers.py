@@ -227,6 +227,12 @@ def command(arguments: list[str]) -> None:
     raise SystemExit(app.run(arguments))
 
 
+def commands(lines: list[list[str]]) -> list[int]:
+    """Run commands one after the other in this process; their exit codes."""
+    index_file._running = _checked_here  # type: ignore[assignment]
+    return [app.run(line) for line in lines]
+
+
 def make_of_the_future(folder: str, modules: list[str]) -> dict[str, Any]:
     """``make``, by a version of this package whose files of those modules have the next format."""
     for name in modules:
