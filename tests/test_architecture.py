@@ -17,7 +17,10 @@ PACKAGES = ("cachestore", "trainer", "cli")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 DOORS = {
-    "lmdb": ("cachestore/environment.py", "cachestore/index_checker.py"),  # the latter is LMDB's own checker, which opens nothing
+    "lmdb": (
+        "cachestore/environment.py",
+        "cachestore/index_checker.py",
+    ),  # the latter is LMDB's own checker, which opens nothing
     "pyarrow": (
         "cachestore/shard.py",
         "cachestore/manifest.py",

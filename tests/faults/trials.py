@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 import cli.build
 import cli.start  # noqa: F401
 from cachestore import open_store
-from cachestore.built import Build
 from cachestore.build import run as run_build
+from cachestore.built import Build
 from cachestore.fill import Limits
 from cachestore.index import Index
 from cachestore.keys import Key

@@ -480,7 +480,7 @@ def test_nothing_is_written_through_a_link_out_of_the_store(tmp_path, folder):
     (tmp_path / "store" / folder).rename(tmp_path / "outside")
     (tmp_path / "store" / folder).symlink_to(tmp_path / "outside")
     before = sorted(path for path in (tmp_path / "outside").rglob("*"))
-    with pytest.raises(StoreError, match="is a .*link"), open_store(tmp_path / "store") as store:
+    with pytest.raises(StoreError, match=r"is a .*link"), open_store(tmp_path / "store") as store:
         store.embed(["b"], CountingEncoder())
     assert sorted(path for path in (tmp_path / "outside").rglob("*")) == before
 
