@@ -60,6 +60,10 @@ class Claims:
                 living[owner] = self.lives(owner)
             return living[owner]
 
+        if not force:
+            others = self._index.claimed(self.owner, keys, lives)
+            if len(others) == len(set(keys)):  # nothing to write, and so nobody to wait for
+                return Taken(set(), set(), others)
         return Taken(*self._index.claim(self.owner, keys, lives, force=force))
 
     def lives(self, owner: bytes) -> bool:

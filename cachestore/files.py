@@ -33,7 +33,9 @@ def write_once(root: Path, folder: str, data: bytes | memoryview, suffix: str, n
     The file lies at ``folder/<first two characters>/<name><suffix>``; writing the same content again is harmless.
     """
     name = name or sha256(data).hexdigest()
-    _publish(root, content_path(root, folder, name, suffix), data, 0o444)
+    path = content_path(root, folder, name, suffix)
+    if not _holds(path, data) or not _renewed(path):
+        _publish(root, path, data, 0o444)
     return name
 
 
@@ -272,6 +274,27 @@ def translate(error: OSError, path: Path | str) -> StoreError:
     return StoreWriteFailed(
         f"Cannot write {path}: {reason}. What was stored before is intact; check the disk and run again."
     )
+
+
+def _holds(path: Path, data: bytes | memoryview) -> bool:
+    """Whether a file is there and holds exactly ``data``."""
+    try:
+        return map_file(path) == data
+    except (FileNotFoundError, ValueError, DamageError, StoreError):
+        return False
+
+
+def _renewed(path: Path) -> bool:
+    """Make a file durable as if it had been written now: its writer may have died before, and its age is when it was last of use.
+
+    False where only its owner may.
+    """
+    try:
+        os.utime(path)
+    except (PermissionError, FileNotFoundError):
+        return False
+    make_durable(path)
+    return True
 
 
 def _move(root: Path, path: Path, place: Path) -> None:

@@ -24,7 +24,7 @@ from cachestore.encoders import Encoder
 from cachestore.errors import EncoderError, StoreError
 from cachestore.keys import Key
 
-_FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.2
+_FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.05
 _LOOK_AGAIN_SECONDS = 2.0
 
 Put = Callable[[Sequence[Key], NDArray[Any]], tuple[int, int]]

@@ -165,6 +165,25 @@ class Index:
 
         return self._write(write)
 
+    def claimed(self, owner: bytes, keys: Sequence[Key], lives: Callable[[bytes], bool]) -> dict[Key, bytes]:
+        """Which of ``keys`` other living writers have claimed, and who; as of a moment ago."""
+        if not keys:
+            return {}
+        prefixes = np.sort(np.frombuffer(b"".join(keys), ">u8")[:: SIZE // 8])
+        wanted = set(keys)
+
+        def read(txn: Transaction) -> dict[Key, bytes]:
+            rows = [(bytes(row), bytes(claimed)) for row, claimed in txn.cursor()]
+            return {
+                key: row[:OWNER_SIZE]
+                for row, claimed in rows
+                if row[:OWNER_SIZE] != owner and lives(row[:OWNER_SIZE])
+                for key in _common(prefixes, claimed)
+                if key in wanted
+            }
+
+        return self._read(b"claims", read)
+
     def release(self, owner: bytes) -> None:
         """Remove the claims of a writer; those of every writer for an empty id."""
         self._write(lambda txn, dbs: _release(txn, dbs, owner))

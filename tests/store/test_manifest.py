@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -122,3 +124,17 @@ def test_a_damaged_log_says_so(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DamageError, match="cachestore repair"):
         manifests.read_log(tmp_path, "reviews")
+
+
+def test_what_is_there_already_is_not_written_again_but_is_of_use_now(tmp_path):
+    made = written(tmp_path, rows_of(3))
+    path = manifests.manifest_path(tmp_path, made.id)
+    os.utime(path, (1, 1))
+    inode = path.stat().st_ino
+    assert written(tmp_path, rows_of(3)) == made
+    assert path.stat().st_ino == inode
+    assert path.stat().st_mtime > 1, "gc goes by it"
+    path.chmod(0o644)
+    path.write_bytes(b"damaged")
+    assert written(tmp_path, rows_of(3)) == made
+    assert manifests.read_manifest(tmp_path, made.id) == made
