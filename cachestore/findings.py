@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from cachestore.errors import CachestoreError
 
 Kind: TypeAlias = Literal[
-    "header", "log", "tag", "pin", "superseded", "manifest", "chunk", "vector", "shard", "index", "encoder", "leftover"
+    "header", "log", "tag", "pin", "superseded", "forget", "manifest", "chunk", "vector", "shard", "index", "encoder", "leftover"
 ]
 
 

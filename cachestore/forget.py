@@ -19,10 +19,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from cachestore import files, references, shard
+from cachestore import files, forget_journal, references, shard
 from cachestore import manifest as manifests
 from cachestore.errors import StoreLocked
-from cachestore.forget_plan import JOURNAL, ForgetPlan, journal, plan_forget, plan_keys, purgeable
+from cachestore.forget_plan import ForgetPlan, plan_forget, plan_keys, purgeable
 from cachestore.gc_rules import chunk_path, shard_path
 from cachestore.keys import SIZE
 from cachestore.manifest import FORGOTTEN, PRESENT, Manifest
@@ -69,7 +69,7 @@ def forget(
         def rest() -> float:
             return max(0.0, wait - (time.monotonic() - began))
 
-        cut_short = journal(store.root)
+        cut_short = forget_journal.journal(store.root)
         if cut_short:
             execute(plan_keys(store, cut_short), rest(), tell)
         plan = plan_forget(store, payloads, rows)
@@ -84,8 +84,7 @@ def execute(plan: ForgetPlan, wait: float = 0.0, tell: Callable[[str], None] | N
     store.release()
     _await_readers(plan, wait, tell)
     if len(plan.keys):
-        content = {"format": FORMAT, "keys": [each.hex() for each in plan.keys.tolist()]}
-        files.replace_small(root, root / JOURNAL, (json.dumps(content) + "\n").encode())
+        forget_journal.begin(root, plan.keys.tolist())
     replaced, cells = _rewrite_manifests(plan)
     references.supersede(root, replaced)
     for identity in replaced:
@@ -99,7 +98,7 @@ def execute(plan: ForgetPlan, wait: float = 0.0, tell: Callable[[str], None] | N
     store.rebuild_index()  # free pages of the old one may have such keys
     done = Forgotten(plan.vectors, cells, shards, replaced, sum(item.nbytes for item in purged))
     _audit(root, done)
-    files.remove(root / JOURNAL)
+    forget_journal.end(root)
     return done
 
 

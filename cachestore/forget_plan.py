@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,6 @@ from cachestore.keys import Fingerprint, Key, key
 from cachestore.manifest import PRESENT, Manifest, Version
 from cachestore.marks import Wanted, chunk_keys
 from cachestore.store import Store
-
-JOURNAL: Final = "forgetting.json"  # there while a forget is not finished
 
 
 @dataclass(frozen=True)
@@ -119,17 +116,6 @@ def purgeable(root: Path) -> list[Item]:
         )
         for item in items(folder, prefix)
     ]
-
-
-def journal(root: Path) -> set[bytes]:
-    """The keys of a forgetting that was cut short; empty when none was. Raises DamageError."""
-    path = root / JOURNAL
-    try:
-        return {bytes.fromhex(each) for each in json.loads(files.read_small(path))["keys"]}
-    except FileNotFoundError:
-        return set()
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamageError(f"{path} cannot be read ({error}). Delete it and run the same forget again.") from error
 
 
 def _fingerprints(store: Store) -> set[Fingerprint]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cachestore import manifest as manifests
 from cachestore import references, shard
 from cachestore.errors import CachestoreError, DamageError, ManifestNotFound
-from cachestore.forget_plan import JOURNAL
+from cachestore.forget_journal import interrupted
 from cachestore.gc_rules import (
     SPARSE,
     GcPlan,
@@ -83,8 +83,8 @@ class _Planning:
             self.notes.append(
                 f"{self.root / 'quarantine'} holds {quarantined:,} bytes of damaged files, which gc leaves alone."
             )
-        if (self.root / JOURNAL).exists():
-            self.notes.append("A forget was cut short. Run it, or any other, and it is finished first.")
+        if line := interrupted(self.root):
+            self.notes.append(line)
         if self.rules.repack and not self.rules.vectors:
             self.notes.append(
                 "Without --unreferenced-older-than or --max-bytes, --repack keeps the rows that nothing refers to, "

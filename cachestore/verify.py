@@ -21,6 +21,7 @@ from cachestore import manifest as manifests
 from cachestore.encoders import EncoderLike
 from cachestore.errors import DamageError, StoreFormatError, StoreNotFound
 from cachestore.findings import Finding, Findings, reason
+from cachestore.forget_journal import check_journal
 from cachestore.index import Index
 from cachestore.index_file import Examined
 from cachestore.manifest import Manifest
@@ -191,6 +192,7 @@ class _Running:
             named = self.named(found)
             compared = reencode(self.root, index, named, self.reencode, self.encoders, self.draw, self.findings)
         if not self.names:
+            check_journal(self.root, self.findings)
             self.check_leftovers(found, checking, places)
         return Report(
             root=self.root,

@@ -10,6 +10,7 @@ import typer
 
 import cachestore
 from cachestore.errors import StoreNotFound, UsageError
+from cachestore.forget_journal import interrupted
 from cli import options, output
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def command(
 
     with options.open_store(store, out) as opened, out.bar() as bar:
         waited: set[str] = set()
+        if line := interrupted(opened.root):
+            out.say(line)
 
         def show(progress: Progress) -> None:
             output.say_if_waiting(out, waited, data.name, progress)

@@ -12,6 +12,7 @@ import cachestore
 from cachestore import references
 from cachestore.encoders import label
 from cachestore.errors import DamageError
+from cachestore.forget_journal import interrupted
 from cachestore.heads import Name
 from cachestore.references import Pin
 from cli import options, output
@@ -44,6 +45,8 @@ def command(
     out = output.Output(as_json, quiet)
     with cachestore.open_store(store, mode="r") as opened:
         root = opened.root
+        if line := interrupted(root):
+            out.say(line)
         if runs:
             lineage = {"store": str(root), **_lineage(root)}
             out.result(lineage, _lineage_text(lineage))

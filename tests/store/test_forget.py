@@ -336,7 +336,7 @@ def test_a_forget_that_was_cut_short_is_finished_by_any_other(store, tmp_path, m
             forget.forget(store, rows=("first", [3]))
     path.unlink()
     assert any(each.startswith("shards") for each in traces(store.root, 3))
-    assert "cut short" in gc_plan.plan_gc(store, Rules()).notes[0]
+    assert "forget --resume" in gc_plan.plan_gc(store, Rules()).notes[0]
     plan, _ = forget.forget(store, [b"text 4"])
     assert plan.vectors == 2
     assert traces(store.root, 3) == traces(store.root, 4) == []
