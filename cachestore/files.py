@@ -16,11 +16,13 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from cachestore.errors import DamageError, StoreError, StoreFull, StoreNotReadable, StoreNotWritable, StoreWriteFailed
+from cachestore.errors import DamageError, StoreError, StoreFull, StoreNotWritable, StoreWriteFailed
+from cachestore.layout import content_path as content_path  # noqa: PLC0414
+from cachestore.layout import content_sizes as content_sizes  # noqa: PLC0414
+from cachestore.layout import entries, unreadable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -37,11 +39,6 @@ def write_once(root: Path, folder: str, data: bytes | memoryview, suffix: str, n
     if not _holds(path, data) or not _renewed(path):
         _publish(root, path, data, 0o444)
     return name
-
-
-def content_path(root: Path, folder: str, name: str, suffix: str) -> Path:
-    """Where the content file of that name lies."""
-    return root / folder / name[:2] / f"{name}{suffix}"
 
 
 def replace_small(root: Path, path: Path, data: bytes) -> None:
@@ -121,6 +118,11 @@ def to_quarantine(root: Path, path: Path) -> Path:
     return place
 
 
+def put_back(root: Path, path: Path, place: Path) -> None:
+    """Rename a file of the store that lies elsewhere to its place, which is empty and stays so. The caller is alone in the store."""
+    _move(root, path, place)
+
+
 def remove(path: Path) -> None:
     """Delete a file of the store; it may be gone already."""
     folder = path.parent
@@ -185,7 +187,7 @@ def held_by_readers(path: Path) -> bool:
 def sweep_temporary(root: Path) -> int:
     """Delete what killed writers left in ``tmp``; only safe while no other process writes. Returns how much was there."""
     swept = 0
-    for entry in _entries(root / "tmp"):
+    for entry in entries(root / "tmp"):
         delete_tree(root, Path(entry.path))
         swept += 1
     return swept
@@ -218,20 +220,6 @@ def hold_new_lock(root: Path, path: Path) -> int:
             os.close(descriptor)
         raise translate(error, path) from error
     return descriptor
-
-
-def content_sizes(root: Path, folder: str, suffix: str) -> dict[str, int]:
-    """All content files of a folder: name → size in bytes."""
-    return dict(_content(root, folder, suffix))
-
-
-def _content(root: Path, folder: str, suffix: str) -> Iterator[tuple[str, int]]:
-    for bucket in _entries(root / folder):
-        if bucket.is_symlink():
-            continue  # it leads out of the store
-        for entry in _entries(Path(bucket.path)):
-            if entry.name.endswith(suffix) and entry.is_file(follow_symlinks=False):
-                yield entry.name.removesuffix(suffix), entry.stat(follow_symlinks=False).st_size
 
 
 def read_small(path: Path, limit: int = 64 << 20) -> bytes:
@@ -376,20 +364,10 @@ def _open_regular(path: Path) -> int:
     except FileNotFoundError:
         raise
     except PermissionError as error:
-        raise StoreNotReadable(
-            f"Cannot read {path}: {error.strerror}. Change its permissions, or choose another store with --store."
-        ) from error
+        raise unreadable(path, error) from error
     except OSError as error:
         raise DamageError(f"Cannot read {path}: {error.strerror}. A store holds plain files.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DamageError(f"{path} is not a regular file, as every file of a store is.")
     return descriptor
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []

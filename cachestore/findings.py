@@ -8,7 +8,20 @@ from typing import Literal, TypeAlias
 from cachestore.errors import CachestoreError
 
 Kind: TypeAlias = Literal[
-    "header", "log", "tag", "pin", "superseded", "forget", "manifest", "chunk", "vector", "shard", "index", "encoder", "leftover"
+    "header",
+    "name",
+    "log",
+    "tag",
+    "pin",
+    "superseded",
+    "forget",
+    "manifest",
+    "chunk",
+    "vector",
+    "shard",
+    "index",
+    "encoder",
+    "leftover",
 ]
 
 

@@ -8,7 +8,6 @@ however the build went. A name is an append-only log of manifests with their pro
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -19,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cachestore import files
+from cachestore import files, layout
 from cachestore.errors import DamageError, ManifestNotFound, StoreFormatError, UsageError, nearest
 from cachestore.keys import SIZE, Fingerprint, Json, canonical, fingerprint
 from cachestore.sealed import seal, unseal
@@ -29,8 +28,6 @@ PRESENT, MISSING, SKIPPED, FORGOTTEN = 0, 1, 2, 3
 FORMAT = 1
 CHUNK_ROWS = 1 << 18
 _CHUNKS, _MANIFESTS, _NAMES = "chunks", "manifests", "names"
-_NAME = re.compile(r"[^\W_][\w.-]{0,127}")
-_ID = re.compile(r"[0-9a-f]{64}")
 
 
 Chunk: TypeAlias = tuple[list[NDArray[np.void]], list[NDArray[np.uint8]]]
@@ -130,7 +127,7 @@ def chunk_of(root: Path, manifest: Manifest, place: int) -> Chunk:
     try:
         return read_chunk(root, identity, rows, [column.name for column in manifest.columns])
     except DamageError:
-        if manifest_path(root, manifest.id).exists():
+        if is_there(root, manifest.id):
             raise
         raise ManifestNotFound(
             f"Manifest {manifest.id} was rewritten or removed from the store at {root} while it was read. Run again."
@@ -139,7 +136,7 @@ def chunk_of(root: Path, manifest: Manifest, place: int) -> Chunk:
 
 def has_chunks(root: Path, manifest: Manifest) -> bool:
     """Whether the file of every chunk is there."""
-    return all(files.content_path(root, _CHUNKS, identity, ".arrow").exists() for identity, _ in manifest.chunks)
+    return all(layout.exists(layout.content_path(root, _CHUNKS, identity, ".arrow")) for identity, _ in manifest.chunks)
 
 
 def write_manifest(root: Path, columns: Sequence[ManifestColumn], chunks: Sequence[tuple[str, int]]) -> Manifest:
@@ -158,7 +155,7 @@ def hold_manifest(
 
 def read_manifest(root: Path, identity: str) -> Manifest:
     """The manifest of that id. Raises ManifestNotFound, DamageError when the bytes are not the ones the id names."""
-    if not _ID.fullmatch(identity):
+    if not layout.is_id(identity):
         raise UsageError(f"{identity!r} is not a manifest id, which has 64 hexadecimal digits.")
     path = manifest_path(root, identity)
     try:
@@ -174,40 +171,36 @@ def read_manifest(root: Path, identity: str) -> Manifest:
 
 def manifest_path(root: Path, identity: str) -> Path:
     """Where the manifest of that id lies, when the store has it."""
-    return files.content_path(root, _MANIFESTS, identity, ".json")
+    return layout.content_path(root, _MANIFESTS, identity, ".json")
+
+
+def is_there(root: Path, identity: str) -> bool:
+    """Whether the store has the file of that manifest."""
+    return layout.exists(manifest_path(root, identity))
 
 
 def all_manifests(root: Path) -> list[str]:
     """Ids of all manifests, sorted, whether anything refers to them or not."""
-    return sorted(files.content_sizes(root, _MANIFESTS, ".json"))
+    return sorted(layout.content_sizes(root, _MANIFESTS, ".json"))
 
 
 def all_chunks(root: Path) -> dict[str, int]:
     """All chunks, whether anything refers to them or not: id → bytes of the file."""
-    return files.content_sizes(root, _CHUNKS, ".arrow")
+    return layout.content_sizes(root, _CHUNKS, ".arrow")
 
 
 def check_name(name: str) -> str:
     """The name itself. Raises UsageError when it cannot be one."""
-    if not can_be_name(name):
+    if not layout.is_name(name):
         raise UsageError(
             f"{name!r} cannot be a name: use up to 128 letters, digits, '.', '_' and '-', beginning with a letter or digit."
         )
     return name
 
 
-def can_be_name(name: str) -> bool:
-    """Whether it can: it is no path and no manifest id."""
-    # with its suffix it is the name of a file, and those have at most 255 bytes
-    return bool(_NAME.fullmatch(name)) and len(name.encode()) <= 200 and not _ID.fullmatch(name)
-
-
 def names(root: Path) -> list[str]:
     """All names of the store, sorted."""
-    try:
-        return sorted(path.stem for path in (root / _NAMES).iterdir() if path.suffix == ".jsonl")
-    except FileNotFoundError:
-        return []
+    return layout.names(root)
 
 
 def read_log(root: Path, name: str) -> list[Version]:
@@ -269,7 +262,7 @@ def salvage_version(line: Mapping[str, Any]) -> Version:
         )
     found = Version(line["version"], line["manifest"], line["parent"], line["created"], line["provenance"])
     ids = [found.manifest] if found.parent is None else [found.manifest, found.parent]
-    if not all(_ID.fullmatch(identity) for identity in ids) or type(found.version) is not int:
+    if not all(layout.is_id(identity) for identity in ids) or type(found.version) is not int:
         raise ValueError("a line names no manifest or no version")
     if not isinstance(found.created, str) or not isinstance(found.provenance, dict):
         raise ValueError("a line does not say where it is from")
@@ -289,7 +282,7 @@ def _parse(identity: str, data: bytes) -> Manifest:
         chunks = tuple((chunk["id"], chunk["rows"]) for chunk in content["chunks"])
         if not all(type(rows) is int and 0 <= rows <= CHUNK_ROWS for _, rows in chunks):
             raise ValueError("a chunk has a number of rows that none can have")
-        if not all(_ID.fullmatch(chunk) for chunk, _ in chunks) or content["rows"] != sum(rows for _, rows in chunks):
+        if not all(layout.is_id(chunk) for chunk, _ in chunks) or content["rows"] != sum(rows for _, rows in chunks):
             raise ValueError("its rows are not those of its chunks")
         return Manifest(identity, content["rows"], columns, chunks)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -334,7 +327,7 @@ def read_chunk(
 
     Raises DamageError when it is gone, cannot be read, or does not hold what its id names, StoreFormatError when a newer version wrote it.
     """
-    path = files.content_path(root, _CHUNKS, identity, ".arrow")
+    path = layout.content_path(root, _CHUNKS, identity, ".arrow")
     try:
         reader = pa.ipc.open_file(pa.py_buffer(files.map_file(path)))
         number = (reader.schema.metadata or {}).get(b"cachestore.format", b"")

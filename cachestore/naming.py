@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cachestore import dataset as datasets
+from cachestore import layout
 from cachestore import manifest as manifests
 from cachestore.store import Store
 
@@ -30,4 +31,4 @@ def _cleaned(text: str) -> str:
     """The text with everything replaced that a name cannot hold."""
     kept = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text)
     name = kept.strip("._-").encode()[:180].decode(errors="ignore") or "data"
-    return name if manifests.can_be_name(name) else f"data-{name[:100]}"
+    return name if layout.is_name(name) else f"data-{name[:100]}"

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cachestore import files, records
+from cachestore import files, layout, records
 from cachestore import manifest as manifests
 from cachestore.errors import CachestoreError, ManifestNotFound, UsageError
 
 FOLDER = "pins"
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,7 @@ class Pin:
 
 def pins(root: Path) -> list[Pin]:
     """All pins, oldest first. Raises DamageError for one that cannot be read."""
-    found = (
-        records.read(path, _pin, "Delete it; the run that it is of is then not pinned")
-        for path in records.listed(root / FOLDER)
-    )
+    found = (read_pin(root, run) for run in layout.runs(root))
     return sorted((pin for pin in found if pin), key=lambda pin: (pin.created, pin.run))
 
 
@@ -54,7 +50,7 @@ def write_pin(root: Path, pin: Pin) -> None:
     """
     with records.writing(root):
         for identity in pin.manifests:
-            if not manifests.manifest_path(root, identity).exists():
+            if not manifests.is_there(root, identity):
                 raise ManifestNotFound(
                     f"Manifest {identity} is no longer in the store at {root}: it was removed meanwhile. Run again."
                 )
@@ -68,7 +64,7 @@ def drop_pin(root: Path, run: str) -> None:
 
 
 def _pin_path(root: Path, run: str) -> Path:
-    if not _RUN.fullmatch(run):
+    if not layout.is_run(run):
         raise UsageError(f"{run!r} is not the id of a run.")
     return root / FOLDER / f"{run}.json"
 

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from cachestore import files, header, locks
+from cachestore import files, header, layout, locks
 from cachestore.errors import DamageError, StoreFormatError
 from cachestore.sealed import seal, unseal
 
 FORMAT: Final = 1
-_ID = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
-
-
-def listed(folder: Path) -> list[Path]:
-    """The files of a folder, sorted; none when it is not there."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def read(path: Path, parse: Callable[[dict[str, Any]], _T], advice: str) -> _T | None:
@@ -43,7 +33,7 @@ def read(path: Path, parse: Callable[[dict[str, Any]], _T], advice: str) -> _T |
 
 def manifest_id(value: Any) -> str:
     """The id itself. Raises ValueError when it cannot be one."""
-    if not isinstance(value, str) or not _ID.fullmatch(value):
+    if not isinstance(value, str) or not layout.is_id(value):
         raise ValueError(f"{value!r} is no manifest id")
     return value
 

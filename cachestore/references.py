@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cachestore import files, records
+from cachestore import files, layout, records
 from cachestore import manifest as manifests
 from cachestore.errors import DamageError, ManifestNotFound, UsageError, nearest
 from cachestore.manifest import Version
@@ -42,9 +42,7 @@ __all__ = [
 ]
 
 _TAGS, _SUPERSEDED = "tags", "superseded.json"
-_ID = re.compile(r"[0-9a-f]{64}")
 _PREFIX = re.compile(r"[0-9a-f]{8,63}")
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def resolve(root: Path, reference: str) -> str:
 
     Raises UsageError when it cannot be a reference or could be several manifests, ManifestNotFound when it leads to none.
     """
-    if _ID.fullmatch(reference):
+    if layout.is_id(reference):
         return follow(root, reference)
     name, at, rest = reference.partition("@")
     if at:
@@ -140,7 +138,7 @@ def supersede(root: Path, replaced: Mapping[str, str]) -> None:
 
 def tags(root: Path) -> list[Tag]:
     """All tags, by name and word. Raises DamageError for one that cannot be read."""
-    found = (_tag_at(path) for path in records.listed(root / _TAGS))
+    found = (_tag_at(_tag_path(root, name, tag)) for name, tag in layout.tags(root))
     return sorted((tag for tag in found if tag), key=lambda tag: (tag.name, tag.tag))
 
 
@@ -182,7 +180,7 @@ def delete_tag(root: Path, name: str, tag: str) -> None:
     """Delete a tag. Raises ManifestNotFound when there is none."""
     with records.names(root):
         path = _tag_path(root, name, tag)
-        if not path.exists():
+        if not layout.exists(path):
             read_tag(root, name, tag)
         files.remove(path)  # one that cannot be read as well
 
@@ -256,12 +254,12 @@ def _followed(root: Path, identity: str, replaced: Mapping[str, str]) -> str:
 
 
 def _exists(root: Path, identity: str) -> bool:
-    return manifests.manifest_path(root, identity).exists()
+    return manifests.is_there(root, identity)
 
 
 def _tag_path(root: Path, name: str, tag: str) -> Path:
     manifests.check_name(name)
-    if not _TAG.fullmatch(tag) or tag.isdecimal():
+    if not layout.is_tag(tag):
         raise UsageError(
             f"{tag!r} cannot be a tag: use up to 40 letters (a-z), digits, '.', '_' and '-', beginning with a letter or digit, "
             "and not digits alone, which are the number of a version."

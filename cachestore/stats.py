@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cachestore import files, references, shard
+from cachestore import layout, references, shard
 from cachestore import manifest as manifests
 from cachestore.encoders import label
 from cachestore.errors import DamageError, ManifestNotFound
@@ -142,7 +142,7 @@ def _names(root: Path) -> dict[Fingerprint, set[str]]:
 
 
 def _written(root: Path, name: str) -> float:
-    path = files.content_path(root, shard.FOLDER, name, shard.SUFFIX)
+    path = layout.content_path(root, shard.FOLDER, name, shard.SUFFIX)
     try:
         return path.stat().st_mtime
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from cachestore import files, header, index_file, references, shard
+from cachestore import header, index_file, layout, references, shard
 from cachestore import manifest as manifests
 from cachestore.encoders import EncoderLike
 from cachestore.errors import DamageError, StoreFormatError, StoreNotFound
@@ -118,10 +118,11 @@ class _Running:
     def run(self) -> Report:
         self.check_header()
         self.wanted = {reference: references.resolve(self.root, reference) for reference in self.names}
-        logs = {reference.partition("@")[0] for reference in self.names} & set(manifests.names(self.root))
+        known = {*layout.names(self.root), *(name for name, _ in layout.tags(self.root))}
+        logs = {reference.partition("@")[0] for reference in self.names} & known
         self.roots = check_roots(self.root, self.findings, sorted(logs) if self.names else None)
         self.shards = Shards(self.root, self.findings)
-        self.on_disk = files.content_sizes(self.root, shard.FOLDER, shard.SUFFIX)
+        self.on_disk = layout.content_sizes(self.root, shard.FOLDER, shard.SUFFIX)
         self.read = (0, 0)
         with ThreadPoolExecutor(1) as pool:
             examined = pool.submit(index_file.examine, self.root / "index", keys=not self.names)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files
+from cachestore import layout
 from cachestore import manifest as manifests
 from cachestore.errors import DamageError, ManifestNotFound
 from cachestore.findings import Findings, reason
@@ -54,7 +54,7 @@ class Cells:
 
 def chunk_place(identity: str) -> str:
     """Where a chunk lies, relative to the store."""
-    return str(files.content_path(Path(), "chunks", identity, ".arrow"))
+    return str(layout.content_path(Path(), "chunks", identity, ".arrow"))
 
 
 class ManifestCheck:
@@ -114,7 +114,7 @@ class ManifestCheck:
             for total, found in zip(totals, self._seen.get(_shared(identity, manifest), ()), strict=False):
                 total.add(found, at)
             at += rows
-        if not manifests.manifest_path(self.root, manifest.id).exists():
+        if not manifests.is_there(self.root, manifest.id):
             return  # collected meanwhile, and its vectors perhaps as well
         for column, total in zip(manifest.columns, totals, strict=True):
             if total.lost:
@@ -139,7 +139,7 @@ class ManifestCheck:
                 self.root, identity, rows, [column.name for column in manifest.columns]
             )
         except DamageError as error:
-            if manifests.manifest_path(self.root, manifest.id).exists():  # else it was collected meanwhile
+            if manifests.is_there(self.root, manifest.id):  # else it was collected meanwhile
                 what, said = chunk_place(identity), f"{reason(error)} It is of {self.label(manifest.id)}."
                 self._findings.damage("chunk", what, said, f"{ASIDE} {BUILD}")
             return

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cachestore import files, records, references
+from cachestore import files, layout, references
 from cachestore import manifest as manifests
-from cachestore.errors import DamageError, ManifestNotFound, UsageError
+from cachestore.errors import DamageError, ManifestNotFound
 from cachestore.findings import Findings, Kind, reason
 from cachestore.manifest import Version
 from cachestore.references import Root
@@ -17,6 +17,10 @@ from cachestore.sealed import unseal
 
 LINES = "Run `cachestore repair`: it keeps the lines that can be read."
 ASIDE = "Run `cachestore repair`: it moves the file to quarantine."
+LOST = (
+    "Restore it from a backup, or build the data of its newest version again, which begins the name anew. "
+    "What is tagged is still there as NAME@TAG."
+)
 BUILD = "Build its data again: only what the store lacks is encoded."
 
 
@@ -24,10 +28,8 @@ def check_roots(root: Path, findings: Findings, names: Iterable[str] | None = No
     """What leads to manifests that are there: all of it, or only the logs and tags of ``names``."""
     found = []
     for name in manifests.names(root) if names is None else names:
-        if not manifests.can_be_name(name):
-            findings.notice("leftover", f"names/{name}.jsonl", "It is not the log of a name.", "Nothing reads it.")
-            continue
         found += _check_log(root, name, findings)
+    _check_logs_are_there(root, names, findings)
     found += _check_tags(root, names, findings)
     if names is None:
         found += _check_pins(root, findings)
@@ -36,6 +38,19 @@ def check_roots(root: Path, findings: Findings, names: Iterable[str] | None = No
         except DamageError as error:
             findings.damage("superseded", "superseded.json", reason(error), ASIDE)
     return found
+
+
+def _check_logs_are_there(root: Path, names: Iterable[str] | None, findings: Findings) -> None:
+    """Tags outlive the log of their name only where that was lost, or so damaged that repair kept nothing of it."""
+    words: dict[str, list[str]] = {}
+    for name, word in layout.tags(root):
+        words.setdefault(name, []).append(f"{name}@{word}")
+    for name in words.keys() - set(
+        layout.names(root)
+    ):  # a log is there before its tags, so it is looked for after them
+        if names is None or name in names:
+            said = f"It is gone, though there are tags of the name: {', '.join(words[name])}."
+            findings.damage("name", f"names/{name}.jsonl", said, LOST)
 
 
 @dataclass(frozen=True)
@@ -98,18 +113,14 @@ def _check_line(what: str, before: Version | None, line: Version, findings: Find
 def _check_tags(root: Path, names: Iterable[str] | None, findings: Findings) -> list[Root]:
     wanted = None if names is None else set(names)
     found = []
-    for path in records.listed(root / "tags"):
-        what = f"tags/{path.name}"
-        name, _, word = path.stem.rpartition("@")
+    for name, word in layout.tags(root):
+        what = f"tags/{name}@{word}.json"
         if wanted is not None and name not in wanted:
             continue
         try:
             tag = references.read_tag(root, name, word)
         except ManifestNotFound:
             continue  # deleted meanwhile
-        except UsageError:
-            findings.notice("leftover", what, "It is not the file of a tag.", "Nothing reads it.")
-            continue
         except DamageError as error:
             findings.damage("tag", what, reason(error), f"{ASIDE} Then tag again.")
             continue
@@ -121,14 +132,11 @@ def _check_tags(root: Path, names: Iterable[str] | None, findings: Findings) -> 
 
 def _check_pins(root: Path, findings: Findings) -> list[Root]:
     found = []
-    for path in records.listed(root / "pins"):
+    for run in layout.runs(root):
         try:
-            pin = references.read_pin(root, path.stem)
-        except UsageError:
-            findings.notice("leftover", f"pins/{path.name}", "It is not the file of a pin.", "Nothing reads it.")
-            continue
+            pin = references.read_pin(root, run)
         except DamageError as error:
-            findings.damage("pin", f"pins/{path.name}", reason(error), f"{ASIDE} The run is then not pinned.")
+            findings.damage("pin", f"pins/{run}.json", reason(error), f"{ASIDE} The run is then not pinned.")
             continue
         if pin is not None:
             found += [
@@ -142,7 +150,7 @@ def _check_pins(root: Path, findings: Findings) -> list[Root]:
 def _there(root: Path, label: str, identity: str, kind: Kind, findings: Findings, *, optional: bool = False) -> bool:
     """Whether the manifest that something leads to is there; says so if not."""
     now = _now(root, identity)
-    if manifests.manifest_path(root, now).exists():
+    if manifests.is_there(root, now):
         return True
     if optional:
         findings.notice("manifest", label, f"Its manifest {now[:12]} was removed by gc, or lost.", BUILD)
