@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,8 @@ import numpy as np
 from cachestore import files, forget_journal, references, shard
 from cachestore import manifest as manifests
 from cachestore.errors import StoreLocked
-from cachestore.forget_plan import ForgetPlan, plan_forget, plan_keys, purgeable
+from cachestore.forget_plan import ForgetPlan, plan_forget, plan_keys
+from cachestore.forget_scope import purgeable
 from cachestore.gc_rules import chunk_path, shard_path
 from cachestore.keys import SIZE
 from cachestore.manifest import FORGOTTEN, PRESENT, Manifest
@@ -47,6 +48,8 @@ class Forgotten:
     """old → new id"""
     purged: int
     """bytes of trash, quarantine, temporary files and damaged indexes"""
+    finished: Forgotten | None = None
+    """what was left to do of a forgetting that had been cut short, and was done first"""
 
 
 def forget(
@@ -58,7 +61,7 @@ def forget(
     tell: Callable[[str], None] | None = None,
     show: Callable[[ForgetPlan], None] | None = None,
 ) -> tuple[ForgetPlan, Forgotten]:
-    """Plan, ``show`` and execute a forgetting; first finishes one that was cut short.
+    """Plan, ``show`` and execute a forgetting; first finishes one that was cut short. Does nothing where the plan is idle.
 
     ``tell`` is called if this has to wait. Raises StoreLocked when builders, or readers of shards with such vectors, are still there
     after ``wait`` seconds; nothing is changed then. Raises StoreNotWritable, and what ``plan_forget`` raises.
@@ -70,12 +73,30 @@ def forget(
             return max(0.0, wait - (time.monotonic() - began))
 
         cut_short = forget_journal.journal(store.root)
-        if cut_short:
-            execute(plan_keys(store, cut_short), rest(), tell)
+        finished = None if cut_short is None else execute(plan_keys(store, cut_short), rest(), tell)
         plan = plan_forget(store, payloads, rows)
         if show:
             show(plan)
-        return plan, execute(plan, rest(), tell)
+        done = Forgotten(0, 0, {}, {}, 0) if plan.idle else execute(plan, rest(), tell)
+        return plan, replace(done, finished=finished)
+
+
+def resume(
+    store: Store,
+    *,
+    wait: float = 30.0,
+    tell: Callable[[str], None] | None = None,
+    show: Callable[[ForgetPlan], None] | None = None,
+) -> tuple[ForgetPlan, Forgotten] | None:
+    """Plan, ``show`` and do what is left of a forgetting that was cut short; None when there is none. Raises as ``forget``."""
+    with store.alone(wait, tell):
+        cut_short = forget_journal.journal(store.root)
+        if cut_short is None:
+            return None
+        plan = plan_keys(store, cut_short)
+        if show:
+            show(plan)
+        return plan, execute(plan, wait, tell)
 
 
 def execute(plan: ForgetPlan, wait: float = 0.0, tell: Callable[[str], None] | None = None) -> Forgotten:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from cachestore import manifest as manifests
 from cachestore.dataset import open_dataset
 from cachestore.dataset import payloads as cells_of
 from cachestore.errors import CachestoreError, DamageError, ManifestNotFound, UsageError
-from cachestore.gc_rules import Item, chunk_path, items
+from cachestore.forget_scope import foreign, purgeable
+from cachestore.gc_rules import chunk_path
 from cachestore.keys import Fingerprint, Key, key
 from cachestore.manifest import PRESENT, Manifest, Version
 from cachestore.marks import Wanted, chunk_keys
@@ -38,8 +39,12 @@ class ForgetPlan:
 
     store: Store
     keys: NDArray[np.void]
+    found: frozenset[bytes]
+    """those of the keys that shards or chunks hold"""
     payloads: int
-    """how many texts or files are known: their vectors are found whichever encoder made them"""
+    """how many texts or files were given, or are known of rows: their vectors are found whichever encoder made them"""
+    unknown: frozenset[bytes]
+    """those of them that the store holds nothing of, under any encoder"""
     shards: tuple[Held, ...]
     chunks: Mapping[str, Mapping[str, NDArray[np.int64]]]
     """rows to null by column, by chunk"""
@@ -54,12 +59,21 @@ class ForgetPlan:
     """files that those versions were built from: they are not touched, nor are the directories of runs"""
     purged: int
     """bytes in trash, quarantine, temporary files and damaged indexes, which go as well"""
+    stale: bool
+    """whether none of the keys is found, and the index has one in what it no longer uses: it is filled anew then"""
+    foreign: tuple[str, ...]
+    """what lies in the store's folder and is not the store's: nobody looks into it"""
     notes: tuple[str, ...]
 
     @property
     def vectors(self) -> int:
         """How many stored vectors go."""
         return sum(len(held.rows) for held in self.shards)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do: no such key, and nothing that may hold what was removed before."""
+        return not (self.found or self.purged or self.stale)
 
 
 def plan_forget(
@@ -75,22 +89,27 @@ def plan_forget(
         wanted, found, notes = _of_rows(store, *rows)
         given |= found
     known = [*_fingerprints(store)]
-    wanted |= {key(fingerprint, payload) for fingerprint in known for payload in given}
-    return plan_keys(store, wanted, len(given), notes)
+    keys_of = {payload: {key(fingerprint, payload) for fingerprint in known} for payload in given}
+    plan = plan_keys(store, wanted.union(*keys_of.values()))
+    unknown = frozenset(payload for payload, keys in keys_of.items() if plan.found.isdisjoint(keys))
+    return replace(plan, payloads=len(given), unknown=unknown, notes=tuple(notes))
 
 
-def plan_keys(store: Store, wanted: Iterable[bytes], payloads: int = 0, notes: Iterable[str] = ()) -> ForgetPlan:
+def plan_keys(store: Store, wanted: Iterable[bytes]) -> ForgetPlan:
     """As ``plan_forget``, for keys instead of payloads."""
     keys = Wanted(wanted)
-    shards = tuple(_shards(store, keys))
-    chunks, loose, affected = _chunks(store.root, keys)
+    found: set[bytes] = set()
+    shards = tuple(_shards(store, keys, found))
+    chunks, loose, affected = _chunks(store.root, keys, found)
     ids = {manifest.id for manifest in affected}
     roots = [root for root in references.roots(store.root) if root.manifest in ids]
     lines = [line for _, line in _lines(store.root) if references.follow(store.root, line.manifest) in ids]
     return ForgetPlan(
         store,
         keys.keys,
-        payloads,
+        frozenset(found),
+        0,
+        frozenset(),
         shards,
         chunks,
         loose,
@@ -100,22 +119,10 @@ def plan_keys(store: Store, wanted: Iterable[bytes], payloads: int = 0, notes: I
         runs=tuple(sorted({root.label for root in roots if root.kind == "pin"})),
         sources=tuple(sorted({str(_source(line)["label"]) for line in lines if _source(line).get("digest")})),
         purged=sum(item.nbytes for item in purgeable(store.root)),
-        notes=tuple(notes),
+        stale=not found and bool(keys.inside(store.root / "index" / "data.mdb")),
+        foreign=tuple(str(path.relative_to(store.root)) for path in foreign(store.root)),
+        notes=(),
     )
-
-
-def purgeable(root: Path) -> list[Item]:
-    """What may hold forgotten bytes and is not needed: trash, quarantine, temporary files, damaged indexes."""
-    return [
-        item
-        for folder, prefix in (
-            (root / "trash", ""),
-            (root / "quarantine", ""),
-            (root / "tmp", ""),
-            (root, "index.damaged-"),
-        )
-        for item in items(folder, prefix)
-    ]
 
 
 def _fingerprints(store: Store) -> set[Fingerprint]:
@@ -128,8 +135,11 @@ def _fingerprints(store: Store) -> set[Fingerprint]:
     return found
 
 
-def _shards(store: Store, wanted: Wanted) -> Iterator[Held]:
-    """Shards with such keys, whether the index knows of them or not. Raises DamageError when another row of theirs is damaged."""
+def _shards(store: Store, wanted: Wanted, there: set[bytes]) -> Iterator[Held]:
+    """Shards with such keys, which are added to ``there``, whether the index knows of them or not.
+
+    Raises DamageError when another row of theirs is damaged.
+    """
     indexed = store.index.lookup([Key(each) for each in wanted.keys.tolist()])
     names = store.index.names({number for number in indexed.shards.tolist() if number >= 0})
     places = {
@@ -138,6 +148,7 @@ def _shards(store: Store, wanted: Wanted) -> Iterator[Held]:
     for name in sorted(files.content_sizes(store.root, shard.FOLDER, shard.SUFFIX)):
         found = _open(store.root, name)
         rows = wanted.among(found.keys)
+        there.update(found.keys[rows].tolist())
         places -= {(name, row) for row in rows.tolist()}
         if len(rows):
             keep = np.delete(np.arange(len(found.keys)), rows)
@@ -153,9 +164,12 @@ def _shards(store: Store, wanted: Wanted) -> Iterator[Held]:
 
 
 def _chunks(
-    root: Path, wanted: Wanted
+    root: Path, wanted: Wanted, there: set[bytes]
 ) -> tuple[dict[str, dict[str, NDArray[np.int64]]], tuple[str, ...], tuple[Manifest, ...]]:
-    """By chunk and column the rows with such keys; the loose chunks with one; and the manifests that name the former."""
+    """By chunk and column the rows with such keys; the loose chunks with one; and the manifests that name the former.
+
+    The keys are added to ``there``.
+    """
     hits: dict[str, dict[str, NDArray[np.int64]]] = {}
     readable = list(_readable(root))
     seen: set[str] = set()
@@ -163,14 +177,18 @@ def _chunks(
         for at, (identity, _) in enumerate(manifest.chunks):
             if identity not in seen:
                 try:
-                    found = {column: wanted.among(keys) for column, keys, _ in chunk_keys(root, manifest, at)}
+                    columns = [*chunk_keys(root, manifest, at)]
                 except DamageError:
                     continue  # its bytes are searched below
+                found = {column: wanted.among(keys) for column, keys, _ in columns}
+                there.update(each for column, keys, _ in columns for each in keys[found[column]].tolist())
                 seen.add(identity)
                 if any(len(rows) for rows in found.values()):
                     hits[identity] = found
     others = sorted(manifests.all_chunks(root).keys() - seen)
-    loose = tuple(identity for identity in others if wanted.inside(chunk_path(root, identity)))
+    inside = {identity: wanted.inside(chunk_path(root, identity)) for identity in others}
+    loose = tuple(identity for identity, keys in inside.items() if keys)
+    there.update(*inside.values())
     affected = tuple(manifest for manifest in readable if any(identity in hits for identity, _ in manifest.chunks))
     return hits, loose, affected
 

@@ -6,7 +6,7 @@ nothing needs, and never loses one that something needs. That any two of 10⁹ k
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Set
 from pathlib import Path
 from typing import final
 
@@ -89,22 +89,24 @@ class Wanted:
         near = np.flatnonzero(_held(self._prefixes, prefixes(keys)))
         return near[[each.tobytes() in self.members for each in keys[near]]] if len(near) else near
 
-    def inside(self, path: Path) -> bool:
-        """Whether one of them lies anywhere in the bytes of a file, as it is or in hexadecimal.
+    def inside(self, path: Path) -> set[bytes]:
+        """Those of them that lie anywhere in the bytes of a file, as they are or in hexadecimal.
 
         Takes about as long for ten thousand keys as for one.
         """
         try:
             data = np.frombuffer(files.map_file(path), np.uint8)
         except (FileNotFoundError, ValueError):
-            return False
-        return _inside(data, self.members) or _inside(data, {each.hex().encode() for each in self.members})
+            return set()
+        in_digits = _inside(data, {each.hex().encode() for each in self.members})
+        return _inside(data, self.members) | {bytes.fromhex(each.decode()) for each in in_digits}
 
 
-def _inside(data: NDArray[np.uint8], members: Collection[bytes]) -> bool:
-    """Whether data (n,) has, at any place, one of some byte strings of the same length, which is ``_PREFIX`` or more."""
+def _inside(data: NDArray[np.uint8], members: Set[bytes]) -> set[bytes]:
+    """Those of some byte strings of the same length, ``_PREFIX`` or more, that data (n,) has at any place."""
+    found: set[bytes] = set()
     if not members:
-        return False
+        return found
     width = len(next(iter(members)))
     wanted = np.sort(np.frombuffer(b"".join(each[:_PREFIX] for each in members), ">u8").astype(np.uint64))
     begins = np.zeros(1 << 16, np.bool_)  # which two bytes one of them begins with: most places are told by these
@@ -115,9 +117,8 @@ def _inside(data: NDArray[np.uint8], members: Collection[bytes]) -> bool:
         places = np.flatnonzero(begins[part[:count].astype(np.uint16) << 8 | part[1 : count + 1]])
         starts = np.ascontiguousarray(part[places[:, np.newaxis] + np.arange(_PREFIX)]).view(">u8")[:, 0]
         near = places[_held(wanted, starts.astype(np.uint64))]
-        if any(part[place : place + width].tobytes() in members for place in near.tolist()):
-            return True
-    return False
+        found |= {part[place : place + width].tobytes() for place in near.tolist()} & members
+    return found
 
 
 def _held(wanted: NDArray[np.uint64], found: NDArray[np.uint64]) -> NDArray[np.bool_]:

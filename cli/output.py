@@ -107,7 +107,7 @@ def lost(failure: OSError) -> ResultLost:
     )
 
 
-def skipped(cells: Sequence[SkippedCell], count: int, data: object) -> bool:
+def skipped(cells: Sequence[SkippedCell], total: int, data: object) -> bool:
     """Name the first skipped cells on stderr, even under --quiet; returns whether there are any.
 
     ``data`` is the file of those that do not say theirs.
@@ -115,16 +115,16 @@ def skipped(cells: Sequence[SkippedCell], count: int, data: object) -> bool:
     for cell in cells[:SKIPPED_SHOWN]:
         place = f"data row {cell.row} (counted from 0)"
         _remark(f"skipped: {cell.where or data}, column {cell.column!r}, {place}: {cell.why}")
-    if count > SKIPPED_SHOWN:
-        _remark(f"skipped: {count - SKIPPED_SHOWN:,} more")
-    return count > 0
+    if total > SKIPPED_SHOWN:
+        _remark(f"skipped: {total - SKIPPED_SHOWN:,} more")
+    return total > 0
 
 
 def say_if_waiting(out: Output, told: set[str], data: str, progress: Progress) -> None:
     """Say once of each build that it waits for another process."""
     if progress.waiting and data not in told:
         told.add(data)
-        out.say(f"{data}: waiting for {progress.waiting:,} texts that another process encodes just now")
+        out.say(f"{data}: waiting for {count(progress.waiting, 'text')} that another process encodes just now")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> str:
@@ -154,9 +154,14 @@ def metrics(by_split: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     return table(("output", "metric", *splits), rows, right=splits)
 
 
-def size(count: int) -> str:
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number of things as a person reads it: ``"1 vector"``, ``"1,234 vectors"``."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def size(nbytes: int) -> str:
     """Bytes as a person reads them: ``"3.2 MB"``."""
-    amount = float(count)
+    amount = float(nbytes)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

@@ -38,7 +38,7 @@ OPTIONS = {
         "--grace",
         "--wait",
     },
-    "forget": {"--text", "--file", "--rows", "--dry-run", "--wait"},
+    "forget": {"--text", "--file", "--rows", "--resume", "--dry-run", "--wait"},
     "export": {"NAME", "--output", "-o", "--column", "--with", "--timestamp-column", "--dtype"},
     "import": {"VECTORS", "--spec", "--text-column", "--vector-column", "--data", "--column", "--name"},
     "demo": {"--output", "-o"},

@@ -29,11 +29,92 @@ def rows_left(store: Path) -> list[bool]:
 def test_a_text_is_forgotten(command: Command, built: Path, reviews: Path) -> None:
     done = command("forget", "--text", "warm and soft", "--store", built)
     assert done.code == 0, done.err
-    for word in ("1 vectors in 1 shards", "version: shop@1", str(reviews), "audit.jsonl", "encodes them again"):
+    for word in ("1 vector in 1 shard", "version: shop@1", str(reviews), "audit.jsonl", "encodes them again"):
         assert word in done.out
     assert rows_left(built) == [False, True, False, False, True]
+    assert "no file of the store has them any more" in done.out
     again = command("forget", "--text", "warm and soft", "--store", built, "--json")
-    assert (again.code, again.json["done"]["vectors"]) == (0, 0)
+    assert (again.code, again.json["done"]["vectors"], again.json["plan"]["unknown_texts"]) == (0, 0, 1)
+
+
+def test_what_the_store_does_not_know_is_said_to_be_unknown_and_nothing_is_done(
+    command: Command, built: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(built.rglob("*"))
+    for given, hint in ((reviews, "taken as one text, of 6 lines"), ("-", "stdin ends in a newline")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"warm and soft\n")))
+        done = command("forget", "--file", given, "--store", built)
+        assert done.code == 0, done.err
+        assert done.out.startswith("nothing of this is stored under any encoder\nnothing was done\nhint: ")
+        assert hint in done.out
+        assert "no file" not in done.out
+    assert sorted(built.rglob("*")) == before
+    assert rows_left(built) == [True, True, True, False, True]
+
+
+def test_what_is_unknown_beside_something_known_is_counted(command: Command, built: Path) -> None:
+    done = command("forget", "--text", "warm and soft", "--text", "a\n", "--text", "b", "--store", built)
+    assert "of 3 texts, 2 not stored under any encoder" in done.out
+    assert "no file of the store has what was found of them any more" in done.out
+    assert done.out.count("hint: ") == 1
+
+
+def test_the_claim_is_of_the_files_of_the_store_and_others_are_listed(command: Command, built: Path) -> None:
+    (shard,) = built.glob("shards/*/*.arrow")
+    copies = [built / "copy.arrow", shard.with_name(f"{shard.name}.bak"), built / "old" / "x"]
+    inside = [built / folder / "x.arrow" for folder in ("trash/mine", "quarantine", "index")]
+    for copy in (*copies, *inside):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(shard.read_bytes())
+    done = command("forget", "--text", "warm and soft", "--store", built)
+    assert done.code == 0, done.err
+    for listed in ("copy.arrow", f"{shard.relative_to(built)}.bak", "old"):
+        assert f"not looked at, not the store's: {listed}\n" in done.out
+    assert "no file of the store's own has them any more" in done.out
+    assert [copy.exists() for copy in (*copies, *inside)] == [True] * 3 + [False] * 3
+
+
+@pytest.fixture
+def cut_short(command: Command, built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store in which a forget of "warm and soft" died halfway."""
+    with monkeypatch.context() as patched:
+        patched.setattr("cachestore.forget._rewrite_shards", lambda plan: 1 / 0)
+        assert command("forget", "--text", "warm and soft", "--store", built).code == 1
+    return built
+
+
+def test_a_forget_that_was_cut_short_is_told_and_the_next_reports_what_it_finished(
+    command: Command, cut_short: Path, reviews: Path
+) -> None:
+    for told in (command("ls", "--store", cut_short), command("build", reviews, *HASHING, "--store", cut_short)):
+        assert "cachestore forget --resume" in told.err
+    for said in (command("verify", "--store", cut_short), command("gc", "--store", cut_short)):
+        assert said.code == 0
+        assert "cachestore forget --resume" in said.out
+    assert "forget --resume" in command("forget", "--text", "x", "--store", cut_short, "--dry-run").out
+    done = command("forget", "--text", "never stored", "--store", cut_short)
+    assert "finished first, of a forget that was cut short: 1 vector and" in done.out
+    assert done.out.endswith("nothing was done\n")
+    assert command("ls", "--store", cut_short).err == ""
+
+
+def test_a_forget_that_was_cut_short_is_finished_alone(command: Command, cut_short: Path) -> None:
+    assert command("forget", "--resume", "--store", cut_short, "--dry-run", "--json").json["plan"]["vectors"] == 1
+    assert command("forget", "--resume", "--store", cut_short, "--json").json["done"]["vectors"] == 1
+    assert rows_left(cut_short) == [False, True, False, False, True]
+    assert "no forget was cut short" in command("forget", "--resume", "--store", cut_short).out
+    assert command("forget", "--resume", "--text", "x", "--store", cut_short).code == 2
+
+
+@pytest.mark.parametrize("journal", ["{", "[]", '{"format": 1, "keys": ["ab"]}', '{"format": 1}', ""])
+def test_a_broken_journal_is_damage_and_a_finding(command: Command, built: Path, journal: str) -> None:
+    (built / "forgetting.json").write_text(journal)
+    for line in (["--text", "x"], ["--resume"], ["--resume", "--dry-run"]):
+        done = command("forget", *line, "--store", built)
+        assert (done.code, "Delete that file" in done.err) == (4, True)
+    found = command("verify", "--store", built, "--json")
+    assert found.code == 4
+    assert [(one["kind"], one["what"]) for one in found.json["findings"]] == [("forget", "forgetting.json")]
 
 
 def test_files_and_stdin_are_forgotten_byte_by_byte(
