@@ -101,11 +101,14 @@ def version_of(store: Store, source: Manifest | str, manifest: Manifest) -> tupl
     root = store.root
     if isinstance(source, str):
         name, at, rest = source.partition("@")
-        if at:
-            number = int(rest) if rest.isdecimal() else references.read_tag(root, name, rest).version
-            return name, references.version(root, name, number)
+        if at and rest.isdecimal():
+            return name, references.version(root, name, int(rest))
         if name in manifests.names(root):
-            return name, references.version(root, name)
+            if not at:
+                return name, references.version(root, name)
+            line = references.frozen(root, references.read_tag(root, name, rest), manifests.read_log(root, name))
+            if line is not None:
+                return name, line
     leading = [
         (name, line)
         for name in manifests.names(root)

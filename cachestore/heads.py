@@ -33,6 +33,11 @@ class Name:
         )
 
 
+def heads(root: Path) -> list[Name]:
+    """All names of a store, sorted."""
+    return [head(root, name) for name in manifest.names(root)]
+
+
 def head(root: Path, name: str) -> Name:
     """A name as its log and files say it is."""
     log: list[Version] = []

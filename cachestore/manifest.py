@@ -210,6 +210,11 @@ def read_log(root: Path, name: str) -> list[Version]:
         data = files.read_small(path)
     except FileNotFoundError:
         known = names(root)
+        if tagged := [f"{name}@{tag}" for owner, tag in layout.tags(root) if owner == name]:
+            raise ManifestNotFound(
+                f"The log of {name!r} is gone from the store at {root}, and with it what its versions are. "
+                f"What is tagged can still be named: {', '.join(tagged[:10])}. See: cachestore verify"
+            ) from None
         listed = f" Names here: {', '.join(known[:10])}." if known else " It holds no names yet."
         raise ManifestNotFound(
             f"The store at {root} has no name {name!r}{nearest(name, known) or '.'}{listed}"

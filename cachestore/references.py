@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,8 @@ __all__ = [
     "delete_tag",
     "drop_pin",
     "follow",
+    "frozen",
+    "manifest_of",
     "pins",
     "read_pin",
     "read_tag",
@@ -84,6 +86,14 @@ def resolve(root: Path, reference: str) -> str:
     if _PREFIX.fullmatch(reference) and reference not in manifests.names(root):
         return _of_prefix(root, reference)
     return follow(root, manifests.read_log(root, name)[-1].manifest)
+
+
+def manifest_of(root: Path, reference: str) -> manifests.Manifest:
+    """The manifest that a reference leads to. Raises as ``resolve``, and DamageError when it is damaged."""
+    try:
+        return manifests.read_manifest(root, resolve(root, reference))
+    except ManifestNotFound:  # or it was rewritten between the two
+        return manifests.read_manifest(root, resolve(root, reference))
 
 
 def follow(root: Path, manifest_id: str) -> str:
@@ -153,6 +163,15 @@ def read_tag(root: Path, name: str, tag: str) -> Tag:
             f"{name!r} has no tag {tag!r} in the store at {root}{nearest(tag, known) or '.'}{listed}"
         )
     return found
+
+
+def frozen(root: Path, tag: Tag, log: Iterable[Version]) -> Version | None:
+    """The line of its name's log that a tag froze; None in a log that was lost and begun anew, whose numbers are of other manifests."""
+    target = follow(root, tag.manifest)
+    for line in log:
+        if line.version == tag.version and follow(root, line.manifest) == target:
+            return line
+    return None
 
 
 def write_tag(root: Path, tag: Tag) -> None:

@@ -31,14 +31,13 @@ from cachestore.encoders import Encoder, EncoderLike
 from cachestore.errors import (
     DataError,
     EncoderError,
-    ManifestNotFound,
     MissingVector,
     StoreError,
     StoreNotWritable,
     UsageError,
 )
 from cachestore.fill import Fill, Limits
-from cachestore.heads import Name, head
+from cachestore.heads import Name, heads
 from cachestore.index import Locations
 from cachestore.keys import Fingerprint, Json, Key, fingerprint, keys
 from cachestore.manifest import PRESENT, Manifest, ManifestColumn, Version
@@ -59,6 +58,16 @@ def root_of(path: str | os.PathLike[str] | None) -> Path:
     """The directory of the store that ``open_store`` opens."""
     place = path or os.environ.get("CACHESTORE_STORE") or Path.home() / ".cache" / "cachestore"
     return Path(place).expanduser().absolute()
+
+
+def readable_root(path: str | os.PathLike[str] | None = None) -> Path:
+    """The directory of the store that ``open_store`` opens, of which only what needs no index is read: names, tags, pins, manifests.
+
+    Raises StoreNotFound, StoreNotReadable, StoreFormatError.
+    """
+    root = root_of(path)
+    header.check(root)
+    return root
 
 
 class Store:
@@ -166,10 +175,7 @@ class Store:
 
     def manifest(self, reference: str) -> Manifest:
         """The manifest of an id or its first 8 or more digits, of NAME (its newest version), NAME@VERSION or NAME@TAG."""
-        try:
-            return manifest.read_manifest(self.root, references.resolve(self.root, reference))
-        except ManifestNotFound:  # or it was rewritten between the two
-            return manifest.read_manifest(self.root, references.resolve(self.root, reference))
+        return references.manifest_of(self.root, reference)
 
     def tag(self, name: str, tag: str, version: int | None = None) -> references.Tag:
         """Freeze a version of a name, by default its newest, under a tag, which then leads to it as ``NAME@TAG``.
@@ -192,7 +198,7 @@ class Store:
 
     def names(self) -> list[Name]:
         """All names with their newest manifest, sorted; a name whose files are damaged has a ``fault`` instead."""
-        return [head(self.root, name) for name in manifest.names(self.root)]
+        return heads(self.root)
 
     def point(self, name: str, target: Manifest, provenance: Callable[[], Mapping[str, Json]]) -> None:
         """Add a version to a name's log, unless its head is this manifest already; only then is ``provenance`` asked for."""

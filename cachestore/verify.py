@@ -36,6 +36,8 @@ from cachestore.verify_shards import Shards
 Progress: TypeAlias = Callable[[int, int], None]
 """Told the bytes of shards that were read, and how many are to be read."""
 
+_STRAYS = 100
+
 
 @dataclass(frozen=True)
 class Report:
@@ -174,6 +176,8 @@ class _Running:
             checking.look(found, None)
             for name in on_disk:
                 self.shards.open(name)
+            for name in self.shards.displaced:
+                self.shards.miss(name, "its rows")
         elif self.names:
             places = IndexCheck(index, self.shards, self.findings)
             checking.look(found, places)
@@ -256,6 +260,11 @@ class _Running:
             unused = {entry.name for entry in places.entries.values()} - checking.shards
             if unused:
                 notice("leftover", "shards", f"{len(unused):,} hold no vector of a manifest.", collect)
+        strays = [path for path in layout.strays(self.root) if not self.reported(path)]
+        for path in strays[:_STRAYS]:
+            notice("leftover", str(path.relative_to(self.root)), "It is not a file of the store, and ignored.")
+        if more := len(strays[_STRAYS:]):
+            notice("leftover", "store", f"{more:,} more files in it are not the store's, and ignored.")
         for folder, said in (
             ("tmp", "of writers at work or killed. The next build sweeps what is left."),
             ("trash", f"that gc put there. {collect}"),
@@ -265,6 +274,11 @@ class _Running:
                 notice("leftover", folder, f"It holds {count:,} files {said}")
         for path in sorted(self.root.glob("index.damaged-*")):
             notice("leftover", path.name, "It is an index that was replaced.", "It may be deleted.")
+
+    def reported(self, path: Path) -> bool:
+        """Whether a file in a wrong place was reported as the shard that is missed elsewhere."""
+        name = path.name.removesuffix(shard.SUFFIX)
+        return self.shards.displaced.get(name) == path and name in self.shards.unreadable
 
 
 def _count(folder: Path) -> int:

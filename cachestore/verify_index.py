@@ -16,7 +16,7 @@ from cachestore.index import Index, ShardEntry
 from cachestore.index_file import NODE, Examined
 from cachestore.keys import Fingerprint, fingerprint, prefixes
 from cachestore.shard import Shard
-from cachestore.verify_shards import REPAIR, Shards, place
+from cachestore.verify_shards import Shards, place
 
 _BLOCK = 1 << 16
 _PART = 1 << 22  # some 300 MB
@@ -157,9 +157,7 @@ class IndexCheck:
             size = path.lstat().st_size
         except FileNotFoundError:
             if entry.number in self._index.shards():
-                rows = f"{entry.rows:,} rows"
-                self._findings.damage("shard", place(entry.name), f"The file is gone, and with it {rows}.", REPAIR)
-                self._shards.unreadable.add(entry.name)
+                self._shards.miss(entry.name, f"{entry.rows:,} rows")
             return
         if size != entry.nbytes:
             self._shards.give_up(entry.name, f"It has {size:,} bytes instead of {entry.nbytes:,}.")

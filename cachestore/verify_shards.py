@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files, shard
+from cachestore import layout, shard
 from cachestore.errors import DamageError
 from cachestore.findings import Findings, reason
 from cachestore.shard import Shard
@@ -22,7 +24,7 @@ _MAPPED = 8  # each mapping holds a file descriptor
 
 def place(name: str) -> str:
     """Where a shard lies, relative to the store."""
-    return str(files.content_path(Path(), shard.FOLDER, name, shard.SUFFIX))
+    return str(layout.content_path(Path(), shard.FOLDER, name, shard.SUFFIX))
 
 
 class Shards:
@@ -62,6 +64,22 @@ class Shards:
         self.unreadable.add(name)
         self._mapped.pop(name, None)
         self.report(name, detail)
+
+    @cached_property
+    def displaced(self) -> dict[str, Path]:
+        """Shards that lie whole in a wrong folder, while nothing lies in their place: name → where."""
+        return {name: path for path, name in layout.displaced(self.root).items() if _is(path, name)}
+
+    def miss(self, name: str, rows: str) -> None:
+        """Report a shard whose file is not in its place, and do not open it."""
+        self.unreadable.add(name)
+        if name in self.displaced:
+            said = (
+                f"The file is not there, and with it {rows}; it lies at {self.displaced[name].relative_to(self.root)}."
+            )
+            self._findings.damage("shard", place(name), said, "Run `cachestore repair`: it puts it back.")
+        else:
+            self.report(name, f"The file is gone, and with it {rows}.")
 
     def report(self, name: str, detail: str) -> None:
         """Say what is wrong with a shard."""
@@ -107,6 +125,15 @@ class Shards:
             self._findings.notice(
                 "shard", place(opened.name), zeros, "Their encoder may mean it, of a text without words."
             )
+
+
+def _is(path: Path, name: str) -> bool:
+    """Whether the bytes of a file are those that a name is the SHA-256 of."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == name
+    except OSError:
+        return False
 
 
 def _ahead(root: Path, names: Iterable[str]) -> Iterator[tuple[str, Future[str]]]:

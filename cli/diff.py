@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import cachestore
+from cachestore import references
+from cachestore.store import readable_root
 from cli import options, output
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def command(
     """
     from cachestore.diff import diff as compare
 
-    with cachestore.open_store(store, mode="r") as opened:
-        found = compare(opened.root, opened.manifest(old), opened.manifest(new))
+    root = readable_root(store)
+    found = compare(root, references.manifest_of(root, old), references.manifest_of(root, new))
     summary = _summary(found, old, new, rows)
     output.Output(as_json, quiet).result(summary, _text(summary))
 

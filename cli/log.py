@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-import cachestore
+from cachestore import manifest as manifests
 from cachestore import references
 from cachestore.errors import DamageError, ManifestNotFound
 from cachestore.manifest import Version
+from cachestore.store import readable_root
 from cli import options, output
 
 
@@ -38,33 +40,38 @@ def command(
         3    there is no store at that place or no such name in it, or it cannot be read
         4    damage found in the store
     """
-    with cachestore.open_store(store, mode="r") as opened:
-        log = opened.log(name)
-        tags = [tag for tag in references.tags(opened.root) if tag.name == name]
-        runs: dict[str, list[str]] = {}
-        for pin in references.pins(opened.root):
-            for identity in pin.manifests:
-                runs.setdefault(references.follow(opened.root, identity), []).append(pin.path)
-        versions = []
-        for line in reversed(log):
-            entry = _entry(opened, line, head=line is log[-1])
-            entry["tags"] = [tag.tag for tag in tags if tag.version == line.version]
-            entry["runs"] = runs.get(entry["manifest"], [])
-            versions.append(entry)
-        root = opened.root
-    summary = {"store": str(root), "name": name, "versions": versions}
+    root = readable_root(store)
+    log = manifests.read_log(root, name)
+    frozen: dict[int, list[str]] = {}
+    others = []
+    for tag in (tag for tag in references.tags(root) if tag.name == name):
+        if references.frozen(root, tag, log):
+            frozen.setdefault(tag.version, []).append(tag.tag)
+        else:
+            others.append({"tag": tag.tag, "version": tag.version, "manifest": references.follow(root, tag.manifest)})
+    runs: dict[str, list[str]] = {}
+    for pin in references.pins(root):
+        for identity in pin.manifests:
+            runs.setdefault(references.follow(root, identity), []).append(pin.path)
+    versions = []
+    for line in reversed(log):
+        entry = _entry(root, line, head=line is log[-1])
+        entry["tags"] = frozen.get(line.version, [])
+        entry["runs"] = runs.get(entry["manifest"], [])
+        versions.append(entry)
+    summary = {"store": str(root), "name": name, "versions": versions, "other_tags": others}
     output.Output(as_json, quiet).result(summary, _text(summary))
     if versions[0]["state"] == "lost":
         raise typer.Exit(DamageError.exit_code)
 
 
-def _entry(store: cachestore.Store, line: Version, *, head: bool) -> dict[str, Any]:
-    identity = references.follow(store.root, line.manifest)
+def _entry(root: Path, line: Version, *, head: bool) -> dict[str, Any]:
+    identity = references.follow(root, line.manifest)
     counts, source = _mapping(line.provenance, "counts"), _mapping(line.provenance, "source")
     rows = counts.get("rows")
     state = "there" if identity == line.manifest else "forgotten from"
     try:
-        rows = store.manifest(identity).rows
+        rows = manifests.read_manifest(root, identity).rows
     except ManifestNotFound:
         state = "lost" if head else "collected"
     return {
@@ -95,4 +102,9 @@ def _text(summary: Mapping[str, Any]) -> str:
         rows.append((entry["version"], entry["created"][:19], *counts, manifest, parent, tags, entry["source"] or ""))
         rows += [("",) * 8 + (f"run: {path}",) for path in entry["runs"]]
     head = ("version", "created", "rows", "encoded", "found", "manifest", "parent", "tags", "source, and runs on it")
-    return output.table(head, rows, right=("version", "rows", "encoded", "found"))
+    lines = [output.table(head, rows, right=("version", "rows", "encoded", "found"))]
+    lines += [
+        f"{summary['name']}@{tag['tag']} is manifest {tag['manifest'][:12]}, a version {tag['version']} that this log does not have"
+        for tag in summary["other_tags"]
+    ]
+    return "\n".join(lines)

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-import cachestore
 from cachestore import references
 from cachestore.encoders import label
 from cachestore.errors import DamageError
 from cachestore.forget_journal import interrupted
-from cachestore.heads import Name
+from cachestore.heads import Name, heads
 from cachestore.references import Pin
+from cachestore.store import readable_root
 from cli import options, output
 
 
@@ -43,15 +43,14 @@ def command(
         4    damage found in the store
     """
     out = output.Output(as_json, quiet)
-    with cachestore.open_store(store, mode="r") as opened:
-        root = opened.root
-        if line := interrupted(root):
-            out.say(line)
-        if runs:
-            lineage = {"store": str(root), **_lineage(root)}
-            out.result(lineage, _lineage_text(lineage))
-            return
-        names = opened.names()
+    root = readable_root(store)
+    if line := interrupted(root):
+        out.say(line)
+    if runs:
+        lineage = {"store": str(root), **_lineage(root)}
+        out.result(lineage, _lineage_text(lineage))
+        return
+    names = heads(root)
     summary = {"store": str(root), "names": [_entry(name) for name in names]}
     out.result(summary, _text(summary))
     if any(name.manifest is None for name in names):

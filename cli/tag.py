@@ -11,6 +11,7 @@ import typer
 import cachestore
 from cachestore import references
 from cachestore.errors import UsageError
+from cachestore.store import readable_root
 from cli import options, output
 
 
@@ -50,8 +51,7 @@ def command(
         return
     if delete is not None and version is not None:
         raise UsageError("Either tag a version or --delete a tag, not both at once.")
-    with cachestore.open_store(store, mode="r"):
-        pass  # to write to one makes it, and there is nothing to tag in a new one
+    readable_root(store)  # to open one for writing makes it, and there is nothing to tag in a new one
     if delete is not None:
         name, _, old = delete.partition("@")
         with cachestore.open_store(store) as opened:
@@ -72,12 +72,10 @@ def command(
 
 
 def _list(store: Path | None, out: output.Output) -> None:
-    with cachestore.open_store(store, mode="r") as opened:
-        found: list[dict[str, Any]] = [
-            {**asdict(tag), "manifest": references.follow(opened.root, tag.manifest)}
-            for tag in references.tags(opened.root)
-        ]
-        root = opened.root
+    root = readable_root(store)
+    found: list[dict[str, Any]] = [
+        {**asdict(tag), "manifest": references.follow(root, tag.manifest)} for tag in references.tags(root)
+    ]
     rows = [(f"{tag['name']}@{tag['tag']}", tag["version"], tag["manifest"][:12], tag["created"][:19]) for tag in found]
     text = output.table(("tag", "version", "manifest", "created"), rows, right=("version",))
     out.result(
