@@ -62,7 +62,11 @@ def command(
         ),
     ] = False,
     drop_missing_runs: Annotated[
-        bool, typer.Option("--drop-missing-runs", help="Keep nothing for runs whose directory is gone.")
+        bool,
+        typer.Option(
+            "--drop-missing-runs",
+            help="Keep nothing for runs whose directory is gone, or was moved and not used since.",
+        ),
     ] = False,
     grace: Annotated[
         str, typer.Option("--grace", metavar="AGE", help="How long the trash is kept; 0 deletes at once.")
@@ -78,7 +82,8 @@ def command(
 
     Without options only leftovers go: temporary files, trash past its grace, damaged indexes, and shards all
     of whose rows other shards hold. Names, their versions, tags and runs keep what they refer to. What goes is moved to
-    the trash, and deleted by a later gc when its grace is over. Readers are never disturbed.
+    the trash, and deleted by a later gc when its grace is over. Readers are never disturbed. A run is known by its
+    directory: after you move one, predict or evaluate with it pins it at its new place.
 
     \b
     Examples:
@@ -197,7 +202,11 @@ def _plan_text(plan: GcPlan) -> str:
     )
     if plan.versions:
         lines.append(f"versions that go: {', '.join(plan.versions)}")
-    lines += [f"run that is gone: {pin.path}" for pin in plan.pins]
+    lines += [f"run that is no longer at {pin.path}" for pin in plan.pins]
+    if plan.pins:
+        lines.append(
+            "a run that was only moved keeps its pin once it is used: cachestore predict RUN DATA, or evaluate"
+        )
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from cachestore.dataset import open_dataset
 from cachestore.errors import DataError
 from cachestore.store import Store
-from trainer import checkpoint, loop, rows
+from trainer import checkpoint, loop, pins, rows
 from trainer.assemble import State, build_model, default_device
 from trainer.batches import CachedBatches
 from trainer.config import load_config
@@ -99,6 +99,7 @@ def _use(run: Run | str | Path, data: Any, store: Store, *, targets: bool, progr
     clock.begin("build")
     texts = {name: state for name, state in states.items() if isinstance(state, FittedText)}
     built = rows.build_texts(config, dataset, store, trained=texts, progress=clock.building(dataset.label))
+    pins.moved(store, path, description["manifests"], clock)
     clock.begin("gather")
     joined = rows.join(config, columns, rows.gather(built, store), texts, dataset.label)
     device = default_device()

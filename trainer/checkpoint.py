@@ -98,6 +98,12 @@ def is_run(path: Path) -> bool:
     return _read_mark(path) is not None
 
 
+def run_id(path: Path) -> str | None:
+    """The id of the run in a directory; None when it has none."""
+    mark = _read_mark(path)
+    return None if mark is None else _id(mark)
+
+
 def write_config(run: Path, config: Mapping[str, Any]) -> None:
     """Write the resolved config."""
     outside.write(run / CONFIG, yaml_source.dump(dict(config)).encode())

@@ -1,15 +1,21 @@
-"""What a run keeps in the store: a pin on the manifests that it is trained on, from before it trains until it is replaced or deleted."""
+"""What a run keeps in the store: a pin on the manifests that it is trained on, from before it trains until it is replaced or deleted.
+
+A pin knows its run by the directory. A run that was moved is pinned at its new place when it is put to use there.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
+from cachestore import manifest as stored
 from cachestore import references
-from cachestore.errors import StoreError
+from cachestore.errors import DamageError, StoreError
+from cachestore.layout import is_id
 from cachestore.store import Store
-from trainer.checkpoint import NewRun
+from trainer.checkpoint import NewRun, run_id
 from trainer.events import Clock
 from trainer.rows import Built
 
@@ -39,7 +45,7 @@ def pinned(store: Store, run: NewRun, manifests: Mapping[str, Sequence[str]], cl
         )
         yield
         return
-    pin = references.Pin(run.id, str(run.path.resolve()), needed, datetime.now(UTC).isoformat(timespec="seconds"))
+    pin = references.Pin(run.id, str(run.path.resolve()), needed, _now())
     references.write_pin(store.root, pin)
     try:
         yield
@@ -57,3 +63,32 @@ def release_replaced(store: Store, run: NewRun, clock: Clock) -> None:
         references.drop_pin(store.root, run.replaces)
     except StoreError as error:
         clock.say(f"What the run that lay at {run.path} before was trained on stays pinned: {error}")
+
+
+def moved(store: Store, run: Path, manifests: Mapping[str, Sequence[str]], clock: Clock) -> None:
+    """Pin a run that is put to use at ``run`` there, when its pin leads to where it no longer is, or was dropped.
+
+    Only what the store still holds is pinned. A fault is only told: what the run is used for needs no pin.
+    """
+    identity = run_id(run)
+    if identity is None or store.readonly:
+        return
+    place = str(run.resolve())
+    try:
+        old = references.read_pin(store.root, identity)
+        if old is not None and not old.missing():
+            return
+        trained_on = old.manifests if old is not None else [each for listed in manifests.values() for each in listed]
+        now = dict.fromkeys(references.follow(store.root, each) for each in trained_on)
+        there = tuple(each for each in now if is_id(each) and stored.manifest_path(store.root, each).exists())
+        if there:
+            references.write_pin(store.root, references.Pin(identity, place, there, old.created if old else _now()))
+            clock.say(
+                f"The store at {store.root} now keeps what the run at {place} was trained on: it had no pin there."
+            )
+    except (StoreError, DamageError) as error:
+        clock.say(f"What the run at {run} was trained on is not pinned under this place: {error}")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

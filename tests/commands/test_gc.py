@@ -129,3 +129,22 @@ def test_damage_of_what_a_name_needs_stops_it_with_exit_code_4(command: Command,
     assert done.code == 4
     assert "shop@2" in done.err
     assert json.loads(command("gc", "--store", built, "--json").out)["done"]["bytes_freed"] == 0
+
+
+def test_a_run_that_was_moved_is_told_of_before_its_pin_goes_and_keeps_it_once_used(
+    command: Command, store: Path, reviews: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "input_features: [{name: text, type: text, encoder: {type: hashing, dim: 32}}]\n"
+        "output_features: [{name: stars, type: number}]\ntrainer: {epochs: 1}\n"
+        "preprocessing: {split: {type: random, probabilities: [0.6, 0.4, 0.0]}}\n"
+    )
+    done = command("train", reviews, "-c", config, "--output", tmp_path / "run", "--store", store)
+    assert done.code == 0, done.err
+    (tmp_path / "run").rename(tmp_path / "moved")
+    plan = command("gc", "--drop-missing-runs", "--dry-run", "--store", store)
+    assert f"run that is no longer at {tmp_path / 'run'}\n" in plan.out
+    assert "only moved keeps its pin once it is used: cachestore predict" in plan.out
+    assert str(tmp_path / "moved") in command("predict", tmp_path / "moved", reviews, "--store", store).err
+    assert command("gc", "--drop-missing-runs", "--dry-run", "--store", store, "--json").json["plan"]["pins"] == []

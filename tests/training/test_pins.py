@@ -15,7 +15,7 @@ from cachestore import references
 from cachestore.errors import StoreError, StoreLocked
 from cachestore.manifest import FORGOTTEN, MISSING, SKIPPED
 from cachestore.store import Store
-from trainer import evaluate, load_config, open_run, rows, train
+from trainer import evaluate, load_config, open_run, predict, rows, train
 from trainer.events import Event, Notice, PhaseBegun
 from trainer.record import Run
 
@@ -185,3 +185,41 @@ def test_rows_that_were_forgotten_are_left_out_and_are_no_skipped_input() -> Non
     assert joined.drop.tolist() == ["", "", "text: skipped", "text: forgotten"]
     assert joined.dropped() == {"text: skipped": 1, "text: forgotten": 1}
     assert joined.missing["text"][:, 0].tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_run_that_was_moved_is_pinned_where_it_is_used_and_said_so_once(
+    tmp_path: Path, store: Store, data: Path, dropped: bool
+) -> None:
+    run = train(CONFIG, data, store, output=tmp_path / "run")
+    old = references.read_pin(store.root, mark(run))
+    assert old is not None
+    (place := tmp_path / "elsewhere").mkdir()
+    moved = place / "run"
+    run.path.rename(moved)
+    if dropped:
+        references.drop_pin(store.root, old.run)
+    told: list[Event] = []
+    evaluate(moved, data, store, progress=told.append)
+    pin = references.read_pin(store.root, old.run)
+    assert pin is not None
+    assert (pin.path, pin.manifests, pin.missing()) == (str(moved), old.manifests, False)
+    assert [event.text for event in told if isinstance(event, Notice)] == [
+        f"The store at {store.root} now keeps what the run at {moved} was trained on: it had no pin there."
+    ]
+    told.clear()
+    predict(moved, data, store, progress=told.append)
+    assert not [event for event in told if isinstance(event, Notice)]
+
+
+def test_a_copy_of_a_run_and_a_store_that_lacks_its_data_change_no_pin(
+    tmp_path: Path, store: Store, data: Path
+) -> None:
+    run = train(CONFIG, data, store, output=tmp_path / "run")
+    before = references.pins(store.root)
+    shutil.copytree(run.path, tmp_path / "copy")
+    predict(tmp_path / "copy", data, store)
+    assert references.pins(store.root) == before
+    with cachestore.open_store(tmp_path / "other") as other:
+        predict(run, write(tmp_path / "other.csv", 3), other)
+        assert references.pins(other.root) == []
