@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import uuid
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from cachestore import files, references
 from cachestore import manifest as manifests
 from cachestore.errors import DamageError
 from cachestore.manifest import Version
+from cachestore.repair_records import Lost, keep
 from cachestore.verify_names import readable_log
+
+_LED_TO = re.compile(rb'"manifest":\s*"([0-9a-f]{64})"')
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class LogMend:
     versions: tuple[Version, ...]
     dropped: int
     mended: int
+    lost: tuple[Lost, ...] = ()
+    """the versions whose lines were dropped, or the name"""
 
 
 def plan_log(root: Path, name: str) -> LogMend:
@@ -30,19 +35,18 @@ def plan_log(root: Path, name: str) -> LogMend:
     try:
         log = readable_log(root, name)
     except (DamageError, FileNotFoundError):
-        return LogMend(name, (), 1, 0)
+        return LogMend(name, (), 1, 0, (_lost_name(name, 0),))
     versions = _mended(root, log.versions)
     changed = {at for at, version in enumerate(versions) if version != log.versions[at]}
-    return LogMend(name, tuple(versions), log.broken, len(changed | log.doubted))
+    lost = tuple(_lost_lines(root, name, versions)) if versions else (_lost_name(name, log.broken),)
+    return LogMend(name, tuple(versions), log.broken, len(changed | log.doubted), lost)
 
 
 def carry_out(root: Path, mend: LogMend) -> None:
     """Keep the log as it is in quarantine, and replace it. The caller holds ``builders`` alone, and ``names``."""
     path = root / "names" / f"{mend.name}.jsonl"
     if mend.versions:
-        kept = root / "quarantine" / f"{path.name}.{uuid.uuid4().hex[:8]}"
-        with contextlib.suppress(FileNotFoundError, DamageError):  # a line less is no reason to stop
-            files.replace_small(root, kept, files.read_small(path))
+        keep(root, path)
         manifests.write_log(root, mend.name, mend.versions)
     else:
         files.to_quarantine(root, path)
@@ -66,6 +70,28 @@ def _mended(root: Path, lines: Sequence[Version]) -> list[Version]:
             kept = replace(line, version=number + 1, parent=parent)
         found.append(kept)
     return found
+
+
+def _lost_name(name: str, lines: int) -> Lost:
+    had = f" It has {lines:,} lines." if lines > 1 else ""
+    return Lost(f"the name {name}", f"None of its log can be read.{had} Build its data again, with --name {name}")
+
+
+def _lost_lines(root: Path, name: str, versions: Sequence[Version]) -> Iterator[Lost]:
+    """The versions of lines that cannot be read, by their place among those that can."""
+    kept = 0
+    number = 0
+    for line in files.read_small(root / "names" / f"{name}.jsonl").splitlines():
+        try:
+            manifests.salvage_version(json.loads(line))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            number += 1
+            led = _LED_TO.search(line)
+            said = f"Its line in the log cannot be read{f'; it led to manifest {led[1][:12].decode()}' if led else ''}."
+            newest = " It was the newest." if kept == len(versions) else ""
+            yield Lost(f"{name}@{number}", f"{said}{newest} Build its data again, with --name {name}")
+        else:
+            number, kept = versions[kept].version, kept + 1
 
 
 def _there(root: Path, identity: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,8 +141,11 @@ class ManifestCheck:
             )
         except DamageError as error:
             if manifests.is_there(self.root, manifest.id):  # else it was collected meanwhile
-                what, said = chunk_place(identity), f"{reason(error)} It is of {self.label(manifest.id)}."
-                self._findings.damage("chunk", what, said, f"{ASIDE} {BUILD}")
+                what, of = chunk_place(identity), f"It is of {self.label(manifest.id)}."
+                if os.path.lexists(self.root / what):
+                    self._findings.damage("chunk", what, f"{reason(error)} {of}", f"{ASIDE} {BUILD}")
+                else:  # perhaps a repair took it out: there is nothing left to move
+                    self._findings.damage("chunk", what, f"It is gone. {of}", BUILD)
             return
         if places is None:
             return

@@ -13,11 +13,13 @@ import lmdb
 import numpy as np
 import pytest
 
-from cachestore import files, open_store, shard
+from cachestore import files, open_store, references, shard
 from cachestore.errors import StoreLocked, StoreNotFound
+from cachestore.forget import forget
 from cachestore.manifest import read_chunks
 from cachestore.repair import repair
 from cachestore.salvage import Origin, salvage
+from cachestore.sealed import seal
 from tests.store.damage import Damaged, kinds
 
 
@@ -372,3 +374,176 @@ def test_an_unindexed_damaged_shard_no_longer_stops_builds(store):
     assert [mend.salvaged for mend in repair(store.root).shards] == [3]
     assert rebuilt(store)[1] == 0
     assert not store.verify().damage
+
+
+def test_a_lost_line_of_a_log_is_told_by_its_version(store):
+    store.build("first", 120)
+    path = store.root / "names" / "first.jsonl"
+    lines = path.read_text().splitlines()
+    identity = json.loads(lines[1])["manifest"]
+    path.write_text(f"{lines[0]}\n{{{lines[1][20:]}\n")
+    planned = repair(store.root)
+    ((lost,), complete) = planned.lost, planned.complete
+    assert lost.what == "first@2"
+    assert identity[:12] in lost.said
+    assert "newest" in lost.said
+    assert not complete
+    assert repair(store.root).complete
+    path.write_text("nothing\n")
+    assert [lost.what for lost in repair(store.root).lost] == ["the name first"]
+
+
+def kept_by(store):
+    """A tag and a pin of the first version, and the bytes of their files."""
+    with open_store(store.root) as opened:
+        opened.tag("first", "good")
+        identity = opened.manifest("first").id
+        references.write_pin(store.root, references.Pin("run1", "/runs/one", (identity,), "2026-01-01T00:00:00+00:00"))
+    places = [store.root / "tags" / "first@good.json", store.root / "pins" / "run1.json"]
+    return identity, [(path, path.read_bytes()) for path in places]
+
+
+@pytest.mark.parametrize("field", ["created", "check", "name", "run", "version", "path", "format"])
+def test_a_tag_or_pin_whose_manifest_can_be_read_is_kept(store, field):
+    identity, kept = kept_by(store)
+    for path, data in kept:
+        path.write_bytes(data.replace(f'"{field}":'.encode(), b'"x\xff":').replace(b'"check": "', b'"check": "0'))
+    planned = repair(store.root)
+    assert {mend.path for mend in planned.records} == {"tags/first@good.json", "pins/run1.json"}
+    assert all("check it" in mend.said for mend in planned.records)
+    assert planned.complete
+    assert not store.verify().damage
+    tag, pin = references.read_tag(store.root, "first", "good"), references.read_pin(store.root, "run1")
+    assert (tag.manifest, tag.version, pin.manifests) == (identity, 1, (identity,))
+    assert (pin.path == "/runs/one") == (field != "path")
+    assert len(list((store.root / "quarantine").iterdir())) == 2
+
+
+def test_a_tag_is_not_made_of_what_is_not_there_or_of_another_name(store):
+    identity, ((tag, data), (pin, pinned)) = kept_by(store)
+    with open_store(store.root, "r") as opened:
+        other = opened.manifest("second").id
+    broken = data.replace(b'"check": "', b'"check": "0')
+    for content in (
+        broken.replace(identity.encode(), b"ab" * 32),
+        broken.replace(identity.encode(), other.encode()),
+        broken.replace(identity[:20].encode(), b"?"),
+        b"",
+    ):
+        tag.write_bytes(content)
+        planned = repair(store.root)
+        assert not planned.records, content
+        assert [lost.what for lost in planned.lost] == ["the tag first@good"]
+        assert not tag.exists()
+    sealed = json.loads(data)
+    del sealed["check"]
+    tag.write_text(json.dumps(seal({**sealed, "tag": "fine"})))  # whole, and the file of another tag
+    pin.write_bytes(pinned.replace(identity.encode(), b"ab" * 32).replace(b'"check": "', b'"check": "0'))
+    planned = repair(store.root)
+    assert [lost.what for lost in planned.lost] == ["the tag first@good", "the pin of run run1"]
+    assert not planned.complete
+
+
+@pytest.mark.parametrize("how", ["gone", "noise", "flipped", "no audit"])
+def test_what_took_the_place_of_a_manifest_is_found_in_the_audit(store, how):
+    kept_by(store)
+    with open_store(store.root) as opened:
+        forget(opened, [b"first row 3"])
+        before = references.superseded(store.root)
+        rows = opened.manifest("first@good").id
+    path = store.root / "superseded.json"
+    match how:
+        case "gone":
+            path.unlink()
+        case "noise":
+            path.write_bytes(b"\xff" * 50)
+        case "flipped" | "no audit":
+            path.write_bytes(path.read_bytes().replace(b'"check": "', b'"check": "0'))
+    if how == "no audit":
+        (store.root / "audit.jsonl").unlink()
+    planned = repair(store.root, dry_run=True)
+    assert planned.complete
+    assert repair(store.root).complete
+    assert references.superseded(store.root) == before
+    assert not store.verify().damage
+    with open_store(store.root, "r") as opened:
+        assert opened.manifest("first@good").id == rows
+    assert repair(store.root).empty
+
+
+def test_without_audit_and_map_what_was_superseded_is_told_as_lost(store):
+    (store.root / "superseded.json").write_text("[")
+    planned = repair(store.root)
+    assert [lost.what for lost in planned.lost] == ["superseded.json"]
+
+
+@pytest.mark.parametrize("index", ["there", "gone"])
+def test_a_shard_in_a_wrong_folder_goes_back_and_nothing_is_lost(store, index):
+    ids, vectors, path = manifests_of(store), store.vectors(), store.shards()[0]
+    wrong = store.root / "shards" / ("00" if path.parent.name != "00" else "01") / path.name
+    wrong.parent.mkdir(exist_ok=True)
+    path.rename(wrong)
+    if index == "gone":
+        shutil.rmtree(store.root / "index")
+    for planned in (repair(store.root, dry_run=True), repair(store.root)):
+        assert [(one.name, one.left) for one in planned.displaced] == [(path.stem, "")]
+        assert planned.complete
+        assert bool(planned.index) == (index == "gone")
+    assert path.exists()
+    assert not wrong.exists()
+    assert rebuilt(store) == (ids, 0)
+    np.testing.assert_array_equal(store.vectors(), vectors)
+    assert not store.verify().damage
+
+
+def test_a_displaced_shard_that_is_not_what_it_says_or_that_nothing_misses_is_left(store):
+    path = store.shards()[0]
+    wrong = store.root / "shards" / "copy" / path.name
+    wrong.parent.mkdir()
+    path.rename(wrong)
+    store.flip(wrong, 900)
+    planned = repair(store.root)
+    assert [one.left[:9] for one in planned.displaced] == ["its bytes"]
+    assert [(one.label, one.vectors) for one in planned.build] == [("first@1", 32)]
+    rebuilt(store)
+    assert path.exists()  # the same rows are the same shard
+    (store.root / "shards" / "copy" / f"{'ab' * 32}.arrow").write_bytes(wrong.read_bytes())
+    planned = repair(store.root)
+    assert ["nothing misses" in one.left for one in planned.displaced] == [True]
+    assert planned.complete
+    assert wrong.exists()
+
+
+def test_a_shard_that_was_dropped_from_the_index_meanwhile_goes_back_as_well(store):
+    ids, path = manifests_of(store), store.shards()[0]
+    wrong = store.root / "shards" / "copy" / path.name
+    wrong.parent.mkdir()
+    path.rename(wrong)
+    store.build("third", 5)  # which drops what is gone from the index
+    planned = repair(store.root)
+    assert planned.complete
+    assert rebuilt(store) == (ids, 0)
+    assert not store.verify().damage
+
+
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path):
+    for folders in (["shards"], ["shards", "names"]):
+        for folder in folders:
+            (tmp_path / folder).mkdir(exist_ok=True)
+        with pytest.raises(StoreNotFound):
+            repair(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(folders)
+
+
+def test_a_chunk_that_repair_took_out_is_not_to_be_repaired_again(store):
+    chunk = max((store.root / "chunks").rglob("*.arrow"), key=lambda path: path.stat().st_size)
+    store.truncate(chunk, 100)
+    (before,) = store.verify(read_data=False).damage
+    assert "repair" in before.advice
+    repair(store.root)
+    (after,) = store.verify(read_data=False).damage
+    assert "repair" not in after.advice
+    assert "Build" in after.advice
+    again = repair(store.root)
+    assert again.empty
+    assert not again.complete
