@@ -22,7 +22,7 @@ from pathlib import Path
 from cachestore.errors import DamageError, StoreError, StoreFull, StoreNotWritable, StoreWriteFailed
 from cachestore.layout import content_path as content_path  # noqa: PLC0414
 from cachestore.layout import content_sizes as content_sizes  # noqa: PLC0414
-from cachestore.layout import entries, unreadable
+from cachestore.layout import entries, reading
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -48,8 +48,9 @@ def replace_small(root: Path, path: Path, data: bytes) -> None:
 
 def make_folder(path: Path, mode: int = 0o777) -> None:
     """Make a folder durably, and those above it, where they are not there."""
-    if path.is_dir():
-        return
+    with reading(path):
+        if path.is_dir():
+            return
     if path.parent != path:
         make_folder(path.parent, mode)
     try:
@@ -256,8 +257,12 @@ def translate(error: OSError, path: Path | str) -> StoreError:
             f"No space to write {path}: {reason}. Free some space and run again; what was stored is intact."
         )
     if error.errno in _FORBIDDEN:
+        above = [Path(path), *Path(path).parents]
+        root = next((place for place in above if os.path.exists(place / "store.json")), None)
+        where = path if root is None else f"the store at {root}"
+        inside = "" if root is None or root == Path(path) else f" ({Path(path).relative_to(root)})"
         return StoreNotWritable(
-            f"Cannot write {path}: {reason}. Choose another store with --store, or change its permissions."
+            f"Cannot write {where}: {reason}{inside}. Choose another store with --store, or change its permissions."
         )
     return StoreWriteFailed(
         f"Cannot write {path}: {reason}. What was stored before is intact; check the disk and run again."
@@ -360,11 +365,10 @@ def _sync_folder(path: Path) -> None:
 def _open_regular(path: Path) -> int:
     # O_NONBLOCK: opening a FIFO put in place of a file must not hang
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with reading(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
-    except PermissionError as error:
-        raise unreadable(path, error) from error
     except OSError as error:
         raise DamageError(f"Cannot read {path}: {error.strerror}. A store holds plain files.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -8,7 +8,7 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cachestore import files, locks
+from cachestore import files, layout, locks
 from cachestore.errors import StoreFormatError, StoreNotFound
 from cachestore.sealed import seal, unseal
 
@@ -49,7 +49,7 @@ def create(root: Path) -> None:
     Raises StoreFormatError when the directory holds something else, StoreNotFound when it cannot be one.
     """
     path = root / _HEADER
-    if path.exists():
+    if layout.exists(path):
         return
     _refuse_strangers(root)
     files.make_folder(root, mode=0o700)  # embeddings are personal data

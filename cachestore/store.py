@@ -33,6 +33,7 @@ from cachestore.errors import (
     EncoderError,
     MissingVector,
     StoreError,
+    StoreNotFound,
     StoreNotWritable,
     UsageError,
 )
@@ -55,9 +56,12 @@ def open_store(path: str | os.PathLike[str] | None = None, mode: Literal["r", "w
 
 
 def root_of(path: str | os.PathLike[str] | None) -> Path:
-    """The directory of the store that ``open_store`` opens."""
+    """The directory of the store that ``open_store`` opens. Raises StoreNotFound when a file lies there."""
     place = path or os.environ.get("CACHESTORE_STORE") or Path.home() / ".cache" / "cachestore"
-    return Path(place).expanduser().absolute()
+    root = Path(place).expanduser().absolute()
+    if os.path.lexists(root) and not os.path.isdir(root):
+        raise StoreNotFound(f"{root} is not a directory, as a store is. Name a directory with --store.")
+    return root
 
 
 def readable_root(path: str | os.PathLike[str] | None = None) -> Path:

@@ -52,7 +52,7 @@ app = typer.Typer(
         3    the store is missing, locked, full or of another format
         4    damage found in the store
         5    finished, but some rows were skipped
-        130  interrupted; what was computed is kept
+        130  interrupted; vectors already stored are kept
         143  terminated; the same
     """,
 )
@@ -92,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
         output.error("UsageError", _mistake(error), 2, as_json=as_json)
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        return output.interrupted(as_json=as_json)
+        return output.interrupted(arguments)
     except Exception as error:
         if isinstance(error, OSError) and _of_typer(error):
             return _lost(output.lost(error))
@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
         )
         return 1
     if code == output.INTERRUPTED:
-        return output.interrupted(as_json=as_json)
+        return output.interrupted(arguments)
     return int(code)
 
 

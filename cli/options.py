@@ -8,12 +8,24 @@ from typing import Annotated, Any
 import typer
 
 import cachestore
-from cachestore.errors import StoreNotFound, StoreNotWritable
+from cachestore.errors import StoreNotFound, StoreNotWritable, UsageError
 from cli.output import Output
+
+
+def _store_path(text: str) -> Path:
+    if not text:  # an unset variable of a script; as a path it would be the working directory
+        raise UsageError("--store is empty. Name a directory, or leave the option out.")
+    return Path(text)
+
 
 StorePath = Annotated[
     Path | None,
-    typer.Option("--store", metavar="DIR", help="The store; otherwise $CACHESTORE_STORE, else ~/.cache/cachestore."),
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        parser=_store_path,
+        help="The store; otherwise $CACHESTORE_STORE, else ~/.cache/cachestore.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr; errors still show.")]

@@ -23,6 +23,9 @@ SKIPPED_ROWS = 5
 INTERRUPTED = 130
 TERMINATED = 143
 SKIPPED_SHOWN = 5
+_KEPT = dict.fromkeys(
+    ("build", "train", "predict", "evaluate", "import", "demo"), "; vectors already stored are kept"
+) | {"forget": "; a forget that has begun is finished by: cachestore forget --resume"}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a file's name may hold, and a terminal obeys
 
 
@@ -92,9 +95,10 @@ def terminate(number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def interrupted(*, as_json: bool) -> int:
-    """Says so; returns the exit code."""
-    error("Interrupted", "interrupted; vectors already stored are kept", _Stopped.code, as_json=as_json)
+def interrupted(arguments: Sequence[str]) -> int:
+    """Says so, and what is kept of the command that these are the arguments of; returns the exit code."""
+    kept = "" if "--dry-run" in arguments else _KEPT.get(arguments[0] if arguments else "", "")
+    error("Interrupted", f"interrupted{kept}", _Stopped.code, as_json="--json" in arguments)
     return _Stopped.code
 
 

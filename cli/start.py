@@ -23,7 +23,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end the sentence with a traceback
         from cli import output
 
-        code = output.interrupted(as_json="--json" in sys.argv[1:])
+        code = output.interrupted(sys.argv[1:])
     sys.exit(code)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 import cachestore
+from cli import output
 from cli.app import app
 from tests.commands.conftest import Command
 
@@ -78,6 +79,51 @@ def test_an_interrupt_is_130(command: Command, reviews: Path, monkeypatch: pytes
     assert command("build", reviews, *BUILD, "--json").json["error"]["exit_code"] == 130
 
 
+@pytest.mark.parametrize("arguments", [["stats"], ["gc"], ["build", "reviews.csv", *BUILD, "--dry-run"]])
+def test_an_interrupted_command_that_stores_no_vectors_does_not_say_that_it_kept_some(
+    command: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(cachestore, "open_store", raising(KeyboardInterrupt()))
+    assert command(*arguments).err == "error: interrupted\n"
+
+
+EVERY = [
+    "ls",
+    "gc",
+    "verify",
+    "repair",
+    "stats",
+    "log x",
+    "forget --text x",
+    "export x -o x.npy",
+    "diff a b",
+    "tag a b",
+]
+
+
+@pytest.mark.parametrize("line", [*EVERY, "build {data} --column text --encoder hashing"])
+def test_a_store_that_is_no_directory_and_an_empty_one_are_refused_alike_by_every_command(
+    command: Command, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    arguments = line.format(data=reviews).split()
+    done = command(*arguments, "--store", reviews)
+    assert (done.code, done.err) == (
+        3,
+        f"error: {reviews} is not a directory, as a store is. Name a directory with --store.\n",
+    )
+    (place := tmp_path / "place").mkdir()
+    monkeypatch.chdir(place)
+    done = command(*arguments, "--store", "")
+    assert (done.code, done.err.startswith("error: --store is empty.")) == (2, True)
+    assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1234, "1,234 rows")])
+def test_a_number_of_things_is_grammatical(number: int, said: str) -> None:
+    assert output.count(number, "row") == said
+    assert output.count(number, "copy", "copies") == said.replace("rows", "copies").replace("row", "copy")
+
+
 def test_a_reader_that_goes_away_is_no_error(command: Command, store: Path, reviews: Path) -> None:
     command("build", reviews, *BUILD, "--store", store)
     script = "import sys; from cli.start import main; sys.argv = ['cachestore', 'ls', '--store', sys.argv[1]]; main()"
@@ -118,7 +164,7 @@ def test_an_interrupt_while_it_starts_is_130(tmp_path: Path, arguments: str, lib
         assert json.loads(done.stdout)["error"]["exit_code"] == 130
         assert done.stderr == ""
     else:
-        assert (done.stdout, done.stderr) == ("", "error: interrupted; vectors already stored are kept\n")
+        assert (done.stdout, done.stderr) == ("", "error: interrupted\n")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

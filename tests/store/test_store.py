@@ -121,7 +121,7 @@ def test_a_store_is_not_made_where_it_should_not_be(tmp_path):
     with pytest.raises(StoreFormatError, match=r"not empty.*thesis\.doc"):
         open_store(tmp_path / "full")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StoreNotFound, match="Not a directory"):
+    with pytest.raises(StoreNotFound, match="not a directory"):
         open_store(tmp_path / "file")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "thesis.doc"]
 
