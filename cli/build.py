@@ -95,11 +95,12 @@ def text(built: Build) -> str:
     """A finished build in two or three lines."""
     counts = built.counts
     lines = [
-        f"{built.name or 'not named'}: {counts.rows:,} rows, manifest {built.manifest.id[:12]}",
-        f"{counts.encoded:,} texts encoded, {counts.hits:,} cells found in the store, {counts.duplicates:,} repeats",
+        f"{built.name or 'not named'}: {output.count(counts.rows, 'row')}, manifest {built.manifest.id[:12]}",
+        f"{output.count(counts.encoded, 'text')} encoded, {output.count(counts.hits, 'cell')} found in the store, "
+        f"{output.count(counts.duplicates, 'repeat')}",
     ]
     if counts.missing or counts.skipped:
-        lines.append(f"{counts.missing:,} cells missing, {counts.skipped:,} skipped")
+        lines.append(f"{output.count(counts.missing, 'cell')} missing, {counts.skipped:,} skipped")
     lines.append(f"{output.duration(built.seconds)}, {output.size(built.bytes_written)} written")
     return "\n".join(lines)
 
@@ -169,11 +170,11 @@ def _plan_summary(plan: Plan) -> dict[str, Any]:
 def _plan_text(plan: Plan) -> str:
     counts = plan.counts
     lines = [
-        f"{counts.rows:,} rows: {counts.encoded:,} texts to encode, {counts.hits:,} cells found in the store, "
-        f"{counts.duplicates:,} repeats"
+        f"{output.count(counts.rows, 'row')}: {output.count(counts.encoded, 'text')} to encode, "
+        f"{output.count(counts.hits, 'cell')} found in the store, {output.count(counts.duplicates, 'repeat')}"
     ]
     if counts.missing or counts.skipped:
-        lines.append(f"{counts.missing:,} cells missing, {counts.skipped:,} to be skipped")
+        lines.append(f"{output.count(counts.missing, 'cell')} missing, {counts.skipped:,} to be skipped")
     if plan.seconds is not None:
         lines.append(f"about {output.duration(plan.seconds)} and {output.size(plan.nbytes)}")
     return "\n".join([*lines, "nothing was written"])

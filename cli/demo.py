@@ -92,7 +92,9 @@ def _tour(store: cachestore.Store, place: Path, out: output.Output) -> dict[str,
 
     def done(step: str, encoded: int, hits: int, began: float) -> None:
         steps.append(Step(step, encoded, hits, round(time.monotonic() - began, 3)))
-        out.say(f"   {encoded:,} texts encoded, {hits:,} found in the store, {output.duration(steps[-1].seconds)}\n")
+        out.say(
+            f"   {output.count(encoded, 'text')} encoded, {hits:,} found in the store, {output.duration(steps[-1].seconds)}\n"
+        )
 
     def built(step: str) -> None:
         began = time.monotonic()

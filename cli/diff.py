@@ -73,7 +73,7 @@ def _summary(found: Diff, old: str, new: str, limit: int) -> dict[str, Any]:
 
 def _text(summary: Mapping[str, Any]) -> str:
     old, new = (
-        f"{side['reference']} ({side['manifest'][:12]}, {side['rows']:,} rows)"
+        f"{side['reference']} ({side['manifest'][:12]}, {output.count(side['rows'], 'row')})"
         for side in (summary["old"], summary["new"])
     )
     if summary["same"]:

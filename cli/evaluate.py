@@ -43,7 +43,7 @@ def command(
     with options.open_store(store, out) as opened, watching(out) as progress:
         evaluation = evaluate(run, data, opened, progress=progress)
     found = summary(evaluation)
-    out.result(found, f"{evaluation.rows:,} rows\n{output.metrics({'value': found['metrics']})}")
+    out.result(found, f"{output.count(evaluation.rows, 'row')}\n{output.metrics({'value': found['metrics']})}")
     if output.skipped(evaluation.skipped_cells, evaluation.skipped, data):
         raise typer.Exit(output.SKIPPED_ROWS)
 

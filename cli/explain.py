@@ -97,10 +97,11 @@ def _nearest(nearest: Nearest | None) -> dict[str, Any] | None:
 
 def _text(found: Explanation, data: Path) -> str:
     if not found.to_encode:
-        lines = [f"{data}: {found.rows:,} rows, all stored: a build would encode nothing"]
+        lines = [f"{data}: {output.count(found.rows, 'row')}, all stored: a build would encode nothing"]
     else:
-        texts = "1 text" if found.to_encode == 1 else f"{found.to_encode:,} texts"
-        lines = [f"{data}: {found.rows:,} rows, a build would encode {texts}"]
+        lines = [
+            f"{data}: {output.count(found.rows, 'row')}, a build would encode {output.count(found.to_encode, 'text')}"
+        ]
     for column in found.columns:
         lines += _of_column(column)
     return "\n".join(lines)
@@ -109,13 +110,13 @@ def _text(found: Explanation, data: Path) -> str:
 def _of_column(column: ExplainedColumn) -> list[str]:
     cells = column.cells
     counts = [
-        f"{cells.hits:,} cells found in the store",
-        f"{cells.new:,} new texts",
-        f"{cells.repeats:,} repeats of them",
+        f"{output.count(cells.hits, 'cell')} found in the store",
+        f"{output.count(cells.new, 'new text')}",
+        f"{output.count(cells.repeats, 'repeat')} of them",
     ]
     counts += [f"{cells.missing:,} missing"] if cells.missing else []
     counts += [f"{cells.skipped:,} to be skipped"] if cells.skipped else []
-    held = f"{column.vectors:,} vectors stored" if column.vectors else "nothing stored"
+    held = f"{output.count(column.vectors, 'vector')} stored" if column.vectors else "nothing stored"
     lines = [
         f"column {column.column}: {', '.join(counts)}",
         f"  encoder {column.label} ({column.fingerprint.hex()[:8]}): {held}",
@@ -128,7 +129,7 @@ def _of_column(column: ExplainedColumn) -> list[str]:
     used = f", used by {', '.join(nearest.encoder.names)}" if nearest.encoder.names else ""
     lines.append(
         f"  nearest stored {nearest.encoder.label} ({nearest.encoder.fingerprint.hex()[:8]}): "
-        f"{nearest.encoder.vectors:,} vectors{used}; it has {nearest.texts:,} of the new texts. From it to this one:"
+        f"{output.count(nearest.encoder.vectors, 'vector')}{used}; it has {nearest.texts:,} of the new texts. From it to this one:"
     )
     kind = [change for change in nearest.changes if change.field == "kind"]
     told = [f"    {_change(change)}" for change in kind or nearest.changes]  # of another kind, all else differs too

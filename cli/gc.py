@@ -225,7 +225,7 @@ def _done(done: Collected) -> dict[str, Any]:
 def _done_text(done: Collected) -> str:
     lines = [f"{output.size(done.freed)} freed, {output.size(done.trashed)} moved to the trash"]
     if done.swept:
-        lines.append(f"{done.swept:,} temporary files deleted")
+        lines.append(f"{output.count(done.swept, 'temporary file')} deleted")
     if done.written:
         lines.append(f"{output.size(done.written)} written anew")
     if done.in_trash:

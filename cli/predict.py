@@ -87,7 +87,9 @@ def _text(predictions: Predictions, file: Path | None) -> str:
     if file is None:
         return _csv(predictions.columns).rstrip("\n")
     unused = int((~predictions.predicted).sum())
-    return f"{len(predictions.predicted):,} rows written to {file}" + (f", {unused:,} of them empty" if unused else "")
+    return f"{output.count(len(predictions.predicted), 'row')} written to {file}" + (
+        f", {unused:,} of them empty" if unused else ""
+    )
 
 
 def _csv(columns: Mapping[str, NDArray[Any]]) -> str:

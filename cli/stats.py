@@ -79,8 +79,9 @@ def _encoder(encoder: StoredEncoder) -> dict[str, Any]:
 
 def _text(found: Stats) -> str:
     lines = [
-        f"{found.root}: {found.vectors:,} vectors in {found.shards:,} shards, {found.names:,} names with "
-        f"{found.versions:,} versions, {output.size(found.nbytes)}",
+        f"{found.root}: {output.count(found.vectors, 'vector')} in {output.count(found.shards, 'shard')}, "
+        f"{output.count(found.names, 'name')} with "
+        f"{output.count(found.versions, 'version')}, {output.size(found.nbytes)}",
         "  " + ", ".join(f"{kind} {output.size(nbytes)}" for kind, nbytes in found.disk.items()),
     ]
     for encoder in found.encoders:
@@ -107,18 +108,18 @@ def _of_encoder(encoder: StoredEncoder) -> list[str]:
     used = f"used by {', '.join(encoder.names)}" if encoder.names else "used by no name"
     lines = [
         f"{encoder.label} ({encoder.fingerprint.hex()[:8]})",
-        f"  {encoder.vectors:,} vectors, {output.size(encoder.nbytes)}, {used}",
+        f"  {output.count(encoder.vectors, 'vector')}, {output.size(encoder.nbytes)}, {used}",
         f"  stored from {encoder.oldest[:19]} to {encoder.newest[:19]}",
     ]
     quality = encoder.quality
     if quality is not None and quality.rows:
-        sampled = f"of {quality.rows:,} vectors: " if quality.rows < encoder.vectors else ""
+        sampled = f"of {output.count(quality.rows, 'vector')}: " if quality.rows < encoder.vectors else ""
         norms = "no finite vector"
         if quality.norm_min is not None:
             norms = f"norms {quality.norm_min:.4g}, {quality.norm_median:.4g}, {quality.norm_max:.4g} (least, median, greatest)"
         notes = [norms, f"{quality.duplicates:.2%} repeat another one"]
         notes += [f"{quality.zeros:,} all zeros"] if quality.zeros else []
-        notes += [f"{quality.dead:,} dead dimensions"] if quality.dead else []
+        notes += [f"{output.count(quality.dead, 'dead dimension')}"] if quality.dead else []
         notes += [f"{quality.not_finite:,} with NaN or infinity"] if quality.not_finite else []
         lines.append(f"  {sampled}{', '.join(notes)}")
     return lines

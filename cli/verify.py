@@ -76,6 +76,8 @@ def command(
     part = _part(sample)
     if read_data and sample:
         raise UsageError("Give --read-data, which reads everything, or --sample, not both.")
+    if seed is not None and not (sample or reencode):
+        raise UsageError("--seed draws the same sample again. Say of what: --sample 5% or --reencode 100.")
     encoders = _encoders(config, encoder or [], reencode)
     with out.bar() as bar:
         report = verify(
@@ -118,21 +120,21 @@ def text(report: Report) -> str:
     if len(report.findings) > _SHOWN:
         lines.append(f"… and {len(report.findings) - _SHOWN:,} more: see --json")
     lines.append(
-        f"{report.manifests:,} manifests, {report.chunks:,} chunks, {report.shards:,} shards, "
-        f"{report.cells:,} vectors looked for"
+        f"{output.count(report.manifests, 'manifest')}, {output.count(report.chunks, 'chunk')}, {output.count(report.shards, 'shard')}, "
+        f"{output.count(report.cells, 'vector')} looked for"
     )
     if report.bytes_read:
         lines.append(
-            f"{output.size(report.bytes_read)} of vectors read, {report.rows_read:,} rows (seed {report.seed})"
+            f"{output.size(report.bytes_read)} of vectors read, {output.count(report.rows_read, 'row')} (seed {report.seed})"
         )
     compared = report.reencoded
     if compared and compared.least is not None and compared.mean is not None:
         lines.append(
-            f"{compared.rows:,} rows encoded again: cosine {compared.mean:.6f} on average, {compared.least:.6f} at least"
+            f"{output.count(compared.rows, 'row')} encoded again: cosine {compared.mean:.6f} on average, {compared.least:.6f} at least"
         )
     elif compared:
         lines.append("no row could be encoded again")
-    found = f"{len(report.damage):,} damaged things found" if report.damage else "no damage found"
+    found = f"{output.count(len(report.damage), 'damaged thing')} found" if report.damage else "no damage found"
     lines.append(f"{output.duration(report.seconds)}: {found}")
     return "\n".join(lines)
 

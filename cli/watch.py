@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from cachestore.built import Progress
-from cli.output import Output, say_if_waiting
+from cli.output import Output, count, say_if_waiting
 from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun
 
 
@@ -31,7 +31,7 @@ def watching(out: Output) -> Iterator[Listener]:
                 case PhaseBegun(phase="gather"):
                     for data, progress in builds.items():
                         out.say(
-                            f"{data}: {progress.encoded:,} texts encoded, {progress.hits:,} cells found in the store"
+                            f"{data}: {count(progress.encoded, 'text')} encoded, {count(progress.hits, 'cell')} found in the store"
                         )
                 case EpochDone():
                     if bar:

@@ -25,7 +25,7 @@ def test_stats_tell_what_a_store_holds(command: Command, store: Path, reviews: P
     assert found["bytes"] == sum(found["disk"].values())
 
     text = command("stats", "--store", store, "--sample", "2").out
-    for words in ("3 vectors in 1 shards", "hashing 32", "used by reviews", "of 2 vectors: norms", "reviews@1"):
+    for words in ("3 vectors in 1 shard", "hashing 32", "used by reviews", "of 2 vectors: norms", "reviews@1"):
         assert words in text
 
 

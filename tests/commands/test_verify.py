@@ -30,7 +30,7 @@ def test_a_sound_store_passes(command, built):
     done = command("verify", "--read-data", "--store", built)
     assert done.code == 0
     assert "no damage found" in done.out
-    assert "1 shards, 4 vectors looked for" in done.out
+    assert "1 shard, 4 vectors looked for" in done.out
     found = command("verify", "reviews", "--store", built, "--json").json
     assert found["damage"] == found["notices"] == 0
     assert (found["manifests"], found["vectors"], found["bytes_read"]) == (1, 4, 0)
@@ -87,6 +87,13 @@ def test_a_sample_can_be_drawn_again(command, built):
         command("verify", "--sample", "5%", "--seed", found["seed"], "--store", built, "--json").json["seed"]
         == found["seed"]
     )
+
+
+def test_a_seed_without_a_sample_is_a_mistake(command, built):
+    done = command("verify", "--seed", 3, "--store", built)
+    assert done.code == 2
+    assert "--sample 5%" in done.err
+    assert command("verify", "--seed", 3, "--reencode", 2, "--store", built).code == 0
 
 
 def test_mistakes_are_told(command, built):
