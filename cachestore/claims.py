@@ -39,6 +39,7 @@ class Claims:
         self._root = root
         self._index = index
         self._lock = -1
+        self._any = False
         self._pid = os.getpid()
 
     def __enter__(self) -> Self:
@@ -60,19 +61,24 @@ class Claims:
                 living[owner] = self.lives(owner)
             return living[owner]
 
-        if not force:
-            others = self._index.claimed(self.owner, keys, lives)
-            if len(others) == len(set(keys)):  # nothing to write, and so nobody to wait for
-                return Taken(set(), set(), others)
-        return Taken(*self._index.claim(self.owner, keys, lives, force=force))
+        if force:
+            self._any = True
+            return Taken(*self._index.claim(self.owner, keys, lives, force=True))
+        stored, others = self._index.look(self.owner, keys, lives)
+        free = [key for key in keys if key not in stored and key not in others]
+        if not free:  # nothing to write, and so nobody to wait for
+            return Taken(set(), stored, others)
+        self._any = True
+        mine, stored_since, others_since = self._index.claim(self.owner, free, lives)
+        return Taken(mine, stored | stored_since, {**others, **others_since})
 
     def lives(self, owner: bytes) -> bool:
         """Whether the writer of that id still runs."""
         return locks.lives(_path(self._root, owner))
 
-    def stored(self, keys: Sequence[Key]) -> bool:
-        """Whether any of these keys is stored by now."""
-        return bool((self._index.lookup(keys).shards >= 0).any())
+    def stored(self, keys: Sequence[Key]) -> list[bool]:
+        """Which of these keys are stored by now."""
+        return (self._index.lookup(keys).shards >= 0).tolist()
 
     def version(self) -> int:
         """A number that grows with every change of the index."""
@@ -80,8 +86,9 @@ class Claims:
 
     def release(self) -> None:
         """Give up all claims."""
-        if self._lock >= 0:
+        if self._any:
             self._index.release(self.owner)
+            self._any = False
 
     def close(self) -> None:
         """Give up all claims and the lock; a later ``take`` begins anew."""

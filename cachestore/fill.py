@@ -10,6 +10,7 @@ a Fill stores what it has and gives up its claims, so that writers never wait fo
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from cachestore.encoders import Encoder
 from cachestore.errors import EncoderError, StoreError
 from cachestore.keys import Key
 
-_FIRST_PAUSE, _LAST_PAUSE = 0.002, 0.05
+_FIRST_PAUSE, _LAST_PAUSE = 0.005, 0.05
 _LOOK_AGAIN_SECONDS = 2.0
 
 Put = Callable[[Sequence[Key], NDArray[Any]], tuple[int, int]]
@@ -80,6 +81,8 @@ class Fill:
         self._window_bytes = 0
         self._window_rows = min(256, limits.window_rows)
         self._put_off: dict[Key, bytes] = {}
+        self._writers: dict[Key, bytes] = {}
+        """of what is put off, who encodes it"""
         self._put_off_bytes = 0
         self._done: list[tuple[list[Key], NDArray[Any]]] = []
         self._done_keys: set[Key] = set()
@@ -138,17 +141,18 @@ class Fill:
 
         Call it after ``flush``, of all fills of this process: a writer that waits must hold no claims.
         """
-        began, pause, force = time.monotonic(), _FIRST_PAUSE, False
+        began = time.monotonic()
         while self._put_off:
             before = len(self._put_off)
-            owners = self._resolve(force)
+            writers = self._await()
+            if time.monotonic() - began > self._limits.claim_seconds:
+                self._resolve(set(self._writers.values()), force=True)
+            else:
+                self._resolve(writers)
             if len(self._put_off) < before:
-                began, pause, force = time.monotonic(), _FIRST_PAUSE, False
-                continue
+                began = time.monotonic()
             if self._tick:
                 self._tick()
-            pause = self._await(owners, pause)
-            force = time.monotonic() - began > self._limits.claim_seconds
 
     def keep(self) -> None:
         """Store what is encoded; payloads still waiting to be encoded are left."""
@@ -164,46 +168,46 @@ class Fill:
         window, self._window, self._window_bytes = self._window, {}, 0
         taken = self._claims.take(list(window))
         self.found += len(taken.stored)
+        self._writers.update(taken.others)
         for key in taken.others:
             self._put_off[key] = window[key]
             self._put_off_bytes += len(window[key])
         if taken.mine:
             self._encode([key for key in window if key in taken.mine], window)
+        else:
+            self._window_rows = min(self._limits.window_rows, self._window_rows * 2)  # get past what others do quickly
 
-    def _resolve(self, force: bool) -> dict[Key, bytes]:
-        """Take what became free of what is put off, and encode it; returns the rest, by key its writer."""
-        owners: dict[Key, bytes] = {}
-        payloads, self._put_off = self._put_off, {}
-        waiting = list(payloads)
+    def _resolve(self, writers: set[bytes], force: bool = False) -> None:
+        """Take what became free of what is put off for these writers, and encode it."""
+        waiting = [key for key, writer in self._writers.items() if writer in writers]
         # window by window: a shard that gets full on the way ends all claims
-        for at in range(0, len(waiting), self._window_rows):
-            window = waiting[at : at + self._window_rows]
-            taken = self._claims.take(window, force=force)
+        for at in range(0, len(waiting), self._limits.window_rows):
+            window = {key: self._put_off[key] for key in waiting[at : at + self._limits.window_rows]}
+            taken = self._claims.take(list(window), force=force)
             self.found += len(taken.stored)
-            owners.update(taken.others)
-            self._put_off.update({key: payloads[key] for key in taken.others})
+            self._writers.update(taken.others)
+            for key in window.keys() - taken.others.keys():
+                del self._put_off[key], self._writers[key]
+                self._put_off_bytes -= len(window[key])
             if taken.mine:
-                self._encode([key for key in window if key in taken.mine], payloads)
-        self._put_off_bytes = sum(map(len, self._put_off.values()))
+                self._encode([key for key in window if key in taken.mine], window)
         self.yield_claims()
-        return owners
 
-    def _await(self, owners: dict[Key, bytes], pause: float) -> float:
-        """Sleep until it may be worth to look again: one key of a writer is stored, a writer died, or some seconds passed.
-
-        Returns how long to sleep next time.
-        """
-        probes = list({owner: key for key, owner in owners.items()}.items())
-        deadline, version = time.monotonic() + _LOOK_AGAIN_SECONDS, -1
+    def _await(self) -> set[bytes]:
+        """Wait until writers stored something or died, and return those; after some seconds, return all that are waited for."""
+        probes = {writer: key for key, writer in self._writers.items()}
+        deadline, version, pause = time.monotonic() + _LOOK_AGAIN_SECONDS, -1, _FIRST_PAUSE
         while time.monotonic() < deadline:
+            ready: set[bytes] = set()
+            version, seen = self._claims.version(), version
+            if version != seen:
+                ready.update(itertools.compress(probes, self._claims.stored(list(probes.values()))))
+            ready.update(writer for writer in probes if not self._claims.lives(writer))
+            if ready:
+                return ready
             time.sleep(pause)
             pause = min(pause * 1.5, _LAST_PAUSE)
-            version, seen = self._claims.version(), version
-            if version != seen and self._claims.stored([key for _, key in probes]):
-                return _FIRST_PAUSE
-            if not all(self._claims.lives(owner) for owner, _ in probes):
-                return _FIRST_PAUSE
-        return pause
+        return set(probes)
 
     def _encode(self, keys: list[Key], window: Mapping[Key, bytes]) -> None:
         began = time.monotonic()

@@ -18,7 +18,7 @@ from pathlib import Path
 from cachestore import files
 from cachestore.errors import StoreLocked
 
-_POLL_SECONDS = 0.05
+_FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.001, 0.05
 _TELL_SECONDS = 0.5
 
 
@@ -76,7 +76,7 @@ def _take(
     descriptor: int, root: Path, name: str, exclusive: bool, timeout: float, tell: Callable[[str], None] | None
 ) -> None:
     began = time.monotonic()
-    told = tell is None
+    told, poll = tell is None, _FIRST_POLL_SECONDS
     while not _try(descriptor, exclusive):
         waited = time.monotonic() - began
         if waited >= timeout:
@@ -87,7 +87,8 @@ def _take(
         if not told and tell and waited > _TELL_SECONDS:
             tell(f"Waiting for {_holders(descriptor)}, which uses {root} …")
             told = True
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll)
+        poll = min(poll * 1.5, _LAST_POLL_SECONDS)
 
 
 def _holders(descriptor: int) -> str:
