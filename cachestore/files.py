@@ -336,7 +336,9 @@ def _publish(root: Path, path: Path, data: bytes | memoryview, mode: int) -> Non
 def _refuse_links(root: Path, folder: Path) -> None:
     """Nothing is written, moved or deleted through a link that leads out of the store; the store itself may lie behind one."""
     while folder != root and folder.is_relative_to(root):
-        if folder.is_symlink():
+        with reading(folder):
+            linked = folder.is_symlink()
+        if linked:
             raise StoreError(
                 f"{folder} is a symbolic link, through which nothing is changed. Put the files in its place, or link the whole store."
             )

@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cachestore import layout
 from cachestore.errors import StoreError
 
 PROBLEMS = 3
@@ -68,7 +69,8 @@ def examine(folder: Path, *, keys: bool = False) -> Examined:
 
 def _examine(folder: Path, keys: bool) -> tuple[int, list[str], list[NDArray[Any]] | None, bool]:
     """The checker's exit code and words, the nodes if they were wanted and are not too many, and whether the file changed meanwhile."""
-    before = (folder / _DATA).stat()
+    with layout.reading(folder / _DATA):
+        before = (folder / _DATA).stat()
     if not stat.S_ISREG(before.st_mode):  # opening a pipe would hang
         return PROBLEMS, [f"{_DATA} is not a regular file"], [] if keys else None, False
     kept: list[NDArray[Any]] = []

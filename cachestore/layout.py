@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -59,8 +60,9 @@ def content_sizes(root: Path, folder: str, suffix: str) -> dict[str, int]:
             continue  # it leads out of the store
         for entry in entries(Path(bucket.path)):
             name = _content(f"{bucket.name}/{entry.name}", suffix)
-            if name is not None and entry.is_file(follow_symlinks=False):
-                found[name] = entry.stat(follow_symlinks=False).st_size
+            with reading(Path(entry.path)):
+                if name is not None and entry.is_file(follow_symlinks=False):
+                    found[name] = entry.stat(follow_symlinks=False).st_size
     return found
 
 
@@ -110,28 +112,28 @@ def strays(root: Path) -> list[Path]:
 
 def exists(path: Path) -> bool:
     """Whether something lies at a path of a store. Raises StoreNotReadable where this user may not know."""
-    try:
+    with reading(path):
         return path.exists()
-    except PermissionError as error:
-        raise unreadable(path, error) from error
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
     """What lies in a folder, nothing when it is not there. Raises StoreNotReadable where this user may not look."""
     try:
-        with os.scandir(folder) as found:
+        with reading(folder), os.scandir(folder) as found:
             return list(found)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """For a body that reads a file or folder of a store: StoreNotReadable where this user may not."""
+    try:
+        yield
     except PermissionError as error:
-        raise unreadable(folder, error) from error
-
-
-def unreadable(path: Path, error: OSError) -> StoreNotReadable:
-    """The error for a path of a store that this user may not read."""
-    return StoreNotReadable(
-        f"Cannot read {path}: {error.strerror}. Change its permissions, or choose another store with --store."
-    )
+        raise StoreNotReadable(
+            f"Cannot read {path}: {error.strerror}. Change its permissions, or choose another store with --store."
+        ) from error
 
 
 def _content(path: str, suffix: str) -> str | None:

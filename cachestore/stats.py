@@ -144,7 +144,8 @@ def _names(root: Path) -> dict[Fingerprint, set[str]]:
 def _written(root: Path, name: str) -> float:
     path = layout.content_path(root, shard.FOLDER, name, shard.SUFFIX)
     try:
-        return path.stat().st_mtime
+        with layout.reading(path):
+            return path.stat().st_mtime
     except FileNotFoundError:
         raise DamageError(f"Shard {path} is gone. Build again to encode its rows anew.") from None
 
