@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from cachestore import files, header, locks, shard
+from cachestore import files, header, layout, locks, shard
 from cachestore.environment import looks_torn
 from cachestore.errors import DamageError
+from cachestore.findings import reason
 from cachestore.index import Index
+
+FILL = "Run `cachestore repair` as a user who may write to the store: it fills a new one from the shards."
 
 
 def open_index(root: Path, *, readonly: bool) -> Index:
@@ -20,19 +23,27 @@ def open_index(root: Path, *, readonly: bool) -> Index:
     """
     folder = root / "index"
     if readonly:
-        if looks_torn(folder):
-            raise DamageError(
-                f"The index {folder} is damaged. Run `cachestore repair`, or build: either fills a new one."
-            )
-        return Index(folder, readonly=True)
+        try:
+            if not layout.exists(folder / "data.mdb"):
+                raise DamageError("It is not there, as in a copy that left it out.")
+            if _torn(folder):
+                raise DamageError("Its file is cut short.")
+            return Index(folder, readonly=True)
+        except DamageError as error:
+            raise DamageError(f"The index {folder} cannot be used. {reason(error)} {FILL}") from error.__cause__
     # one process at a time: another one's half-made index would look torn
     with locks.held(root, "index", exclusive=True, timeout=header.LOCK_SECONDS):
-        if looks_torn(folder):
+        if _torn(folder):
             return _new_index(folder, "its file is cut short")
         try:
             return Index(folder, readonly=False)
         except DamageError as error:
             return _new_index(folder, str(error))
+
+
+def _torn(folder: Path) -> bool:
+    with layout.reading(folder / "data.mdb"):
+        return looks_torn(folder)
 
 
 def _new_index(folder: Path, why: str) -> Index:

@@ -29,6 +29,7 @@ from cachestore import (
 from cachestore.claims import Claims
 from cachestore.encoders import Encoder, EncoderLike
 from cachestore.errors import (
+    DamageError,
     DataError,
     EncoderError,
     MissingVector,
@@ -53,6 +54,35 @@ def open_store(path: str | os.PathLike[str] | None = None, mode: Literal["r", "w
     if mode not in ("r", "w"):
         raise UsageError(f"A store is opened with mode 'r' or 'w', not {mode!r}.")
     return Store(root_of(path), mode)
+
+
+def open_to_read(path: str | os.PathLike[str] | None = None) -> Store:
+    """The store at ``path`` opened for reading. An index that is lost, damaged or new is filled first, where this user may write.
+
+    Raises as ``open_store`` with mode "r"; DamageError when the index is such and this user may not write, or a shard is damaged.
+    """
+    try:
+        opened = open_store(path, "r")
+    except DamageError:
+        if not _filled(path):
+            raise
+        return open_store(path, "r")
+    if opened.index.next_number() == 0:  # nothing was ever indexed: it was made by a command that needed none
+        opened.close()
+        _filled(path)
+        return open_store(path, "r")
+    return opened
+
+
+def _filled(path: str | os.PathLike[str] | None) -> bool:
+    """Whether the index agrees with the shards now. False where this user may not write; raises DamageError for a damaged shard."""
+    if not os.access(root_of(path), os.W_OK):
+        return False
+    try:
+        with open_store(path) as opened, opened.writing():
+            return True
+    except StoreNotWritable:
+        return False
 
 
 def root_of(path: str | os.PathLike[str] | None) -> Path:

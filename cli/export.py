@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import cachestore
 from cachestore.errors import UsageError
 from cli import options, output
 
@@ -75,8 +74,9 @@ def command(
     if dtype not in ("float32", "float16"):
         raise UsageError(f"--dtype is float32 or float16, not {dtype!r}.")
     from cachestore.export import export
+    from cachestore.store import open_to_read
 
-    with cachestore.open_store(store, mode="r") as opened:
+    with open_to_read(store) as opened:
         done = export(
             opened,
             name,

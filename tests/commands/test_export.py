@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,28 @@ def test_wrong_use_is_one_sentence_and_writes_nothing(
     assert words in done.err
     assert done.err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_who_may_write_gets_a_lost_index_filled_and_who_may_not_is_told_of_repair(
+    command: Command, store: Path, built: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported() -> int:
+        done = command("export", "reviews", "-o", tmp_path / "out.npy", "--store", store, "--json")
+        return int(done.json["vectors"]["text"]) if done.code == 0 else -done.code
+
+    shutil.rmtree(store / "index")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        refused = command("export", "reviews", "-o", tmp_path / "out.npy", "--store", store)
+        assert refused.code == 4
+        assert "Run `cachestore repair` as a user who may write" in refused.err
+        assert not (store / "index").exists()
+    assert exported() == 4
+    assert command("verify", "--store", store).code == 0
+    shutil.rmtree(store / "index")
+    assert command("tag", "reviews", "v1", "--store", store).code == 0  # makes an index, perhaps, and fills none
+    (store / "index").mkdir(exist_ok=True)
+    assert exported() == 4
+    os.truncate(store / "index" / "data.mdb", 5000)
+    with pytest.warns(UserWarning, match="was damaged"):
+        assert exported() == 4
