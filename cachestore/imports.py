@@ -6,7 +6,7 @@ where it was read. So an import is recognised, named and resumed as a build is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -33,6 +33,8 @@ from cachestore.store import Store
 
 TABLES: Final = (".parquet", ".arrow", ".ipc", ".feather")
 _BLOCK_BYTES: Final = 32 << 20
+_MOST_LOST: Final = 1e-2
+"""Of a vector's length, how long what its rounding to the stored dtype takes away may be; in float16's range it is at most 0.0005."""
 
 
 def import_vectors(
@@ -53,8 +55,9 @@ def import_vectors(
     rows are those of ``data`` (anything that ``build`` takes). ``spec`` is a mapping, or the path of a YAML file: ``dim``,
     perhaps ``dtype`` (float16 unless said), and whatever tells these vectors from others.
 
-    Raises ConfigError for the spec; DataError naming the row for a vector that has another length, is missing, not finite or
-    beyond the dtype, and for a text with two different vectors, in the data or in the store. Nothing is written then.
+    Raises ConfigError for the spec; DataError naming the row for a vector that has another length, is missing, not finite, beyond
+    the dtype or lost to its rounding, for one of nothing but zeros whose text has words, and for a text with two different
+    vectors, in the data or in the store. Nothing is written then.
     StoreLocked while another import goes on for longer than half a minute; ``tell`` is called once when this waits for one.
     """
     declared = imported.declare(spec if isinstance(spec, Mapping) else imported.read_declared(Path(spec)))
@@ -133,7 +136,7 @@ class _Checking:
                 part = batch.slice(start, step)
                 if self.vector_column or row + part.num_rows <= self.file.rows:  # else only count, and say how many
                     cells = datasets.payloads(part, self.text_column, row)
-                    self.take(part, keys(identity, cells.payloads), row, found)
+                    self.take(part, cells.payloads, keys(identity, cells.payloads), row, found)
                 row += part.num_rows
         self.agree(row)
         found.sort()
@@ -159,7 +162,14 @@ class _Checking:
                 "Give one vector per text, in their order; nothing was imported."
             )
 
-    def take(self, part: pa.RecordBatch, names: Sequence[Key | None], row: int, found: PayloadRows) -> None:
+    def take(
+        self,
+        part: pa.RecordBatch,
+        payloads: Sequence[bytes | None],
+        names: Sequence[Key | None],
+        row: int,
+        found: PayloadRows,
+    ) -> None:
         """Check the rows of a batch whose first is data row ``row``, and add those whose key is new to ``found``."""
         there = np.flatnonzero([name is not None for name in names])
         wanted = [name for name in names if name is not None]
@@ -167,11 +177,8 @@ class _Checking:
         given = self.file.read(row + there) if column is None else self.of_column(column, there, row)
         with np.errstate(over="ignore"):
             vectors = given.astype(found.dtype)
-        beyond = f"has a number beyond {found.dtype.name}; set dtype: float32 in the spec"
-        for array, why in ((given, "holds NaN or infinity"), (vectors, beyond)):
-            bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-            if len(bad):
-                raise self.fault(row + int(there[bad[0]]), why)
+        for at, why in _faults(given, vectors, [payloads[at] or b"" for at in there.tolist()]):
+            raise self.fault(row + int(there[at]), why)
         places = self.store.index.lookup(wanted)
         self.compare(wanted, places, row + there, vectors)
         new = np.flatnonzero(places.shards < 0)
@@ -227,3 +234,24 @@ class _Checking:
             self.file.label if self.vector_column is None else f"{self.dataset.label}, column {self.vector_column!r}"
         )
         return DataError(f"{where}: the vector of data row {row} (counted from 0) {why}. Nothing was imported.")
+
+
+def _faults(given: NDArray[Any], stored: NDArray[Any], payloads: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """Rows of ``given`` (n, dim) that ``stored``, the same in the stored dtype, does not tell truthfully, and why."""
+    dtype = stored.dtype.name
+    otherwise = "set dtype: float32 in the spec" if dtype == "float16" else "scale all vectors by a number"
+    yield from ((int(at), "holds NaN or infinity") for at in np.flatnonzero(~np.isfinite(given).all(axis=1)))
+    beyond = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+    yield from ((int(at), f"has a number beyond {dtype}; {otherwise}") for at in beyond)
+    largest = np.abs(given).max(axis=1).astype(np.float64)
+    for at in np.flatnonzero(largest == 0).tolist():
+        if any(letter.isalnum() for letter in payloads[at].decode()):
+            yield at, "is zero, as of a request that failed; leave its row out, or make it again"
+    if given.dtype == stored.dtype:
+        return
+    scale = np.where(largest == 0, 1.0, largest)[:, None]  # squares of small numbers would vanish
+    length = np.linalg.norm(given / scale, axis=1)
+    lost = np.linalg.norm((given - stored.astype(np.float64)) / scale, axis=1)
+    for at in np.flatnonzero(lost > _MOST_LOST * length).tolist():
+        rest = f"loses {lost[at] / length[at]:.0%} of its length" if stored[at].any() else "is zero"
+        yield at, f"{rest} in {dtype}; {otherwise}"

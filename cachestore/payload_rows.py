@@ -22,6 +22,7 @@ from cachestore.errors import DataError, UsageError
 from cachestore.keys import SIZE, Key
 
 _PAIRS_BYTES: Final = 16 << 20
+_TURNED_BYTES: Final = 64 << 20
 
 
 class VectorFile:
@@ -78,7 +79,7 @@ class VectorFile:
 
 
 def open_npy(path: Path) -> VectorFile:
-    """The vectors of a .npy array (rows, dim) of floats in C order. Raises DataError for anything else."""
+    """The vectors of a .npy array (rows, dim) of floats; of one in Fortran order a temporary copy. Raises DataError for anything else."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait
             raise DataError(f"{path} is not a regular file. Name a .npy file.")
@@ -100,25 +101,48 @@ def open_npy(path: Path) -> VectorFile:
         fault = f"holds {dtype}, and vectors are float16, float32 or float64"
     elif len(shape) != 2 or shape[1] < 1:
         fault = f"has the shape {shape}, and vectors are (rows, dim)"
-    elif by_columns and min(shape) > 1:
-        fault = "is in Fortran order; write numpy.ascontiguousarray of it"
     elif size < offset + shape[0] * shape[1] * dtype.itemsize:
         fault = "is cut short"
     if fault:
         file.close()
         raise DataError(f"{path} {fault}.")
+    if by_columns and min(shape) > 1:
+        with file:
+            return _by_rows(file, str(path), shape[0], shape[1], dtype, offset)
     return VectorFile(file, str(path), shape[1], dtype, shape[0], offset)
 
 
-def temporary(dim: int, dtype: np.dtype[Any]) -> VectorFile:
-    """An empty file to write vectors to, without a name, gone when it is closed."""
+def _by_rows(file: BinaryIO, label: str, rows: int, dim: int, dtype: np.dtype[Any], offset: int) -> VectorFile:
+    """A copy, row by row, of an array (rows, dim) that lies column by column in a file. Raises DataError when that changes."""
+    seen, size = _seen(file), dtype.itemsize
+    copy = temporary(dim, dtype, rows, label)
+    step = max(1, _TURNED_BYTES // (dim * size))
+    try:
+        for first in range(0, rows, step):
+            block = np.empty((min(step, rows - first), dim), dtype)
+            for column in range(dim):
+                part = os.pread(file.fileno(), len(block) * size, offset + (column * rows + first) * size)
+                if len(part) < len(block) * size:
+                    raise DataError(f"{label} changed while it was read. Run again; nothing was imported.")
+                block[:, column] = np.frombuffer(part, dtype)
+            copy.write(np.arange(first, first + len(block)), block)
+        if _seen(file) != seen:
+            raise DataError(f"{label} changed while it was read. Run again; nothing was imported.")
+    except BaseException:
+        with copy:
+            raise
+    return copy
+
+
+def temporary(dim: int, dtype: np.dtype[Any], rows: int = 0, label: str = "the temporary copy") -> VectorFile:
+    """A file to write vectors to, without a name, gone when it is closed."""
     try:
         file: Any = tempfile.TemporaryFile()  # noqa: SIM115  # closed by the VectorFile
     except OSError as error:
         raise UsageError(
             f"No temporary file can be made ({error.strerror}). Set TMPDIR to a folder with room."
         ) from error
-    return VectorFile(file, "the temporary copy", dim, dtype, 0, 0)
+    return VectorFile(file, label, dim, dtype, rows, 0)
 
 
 class PayloadRows:

@@ -6,8 +6,9 @@ for word, so one changed letter means other vectors; the fingerprint is never th
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +40,7 @@ class ImportedEncoder:
     def lacking(self, count: int, first: bytes) -> EncoderError:
         """The error for so many texts without an imported vector."""
         text = first.decode(errors="replace")
-        shown = repr(text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…")
+        shown = repr(_short(text))
         texts = "1 text has" if count == 1 else f"{count:,} texts have"
         return EncoderError(
             f"{texts} no imported vector under this spec ({name(self.spec)}); the first is {shown}. "
@@ -72,12 +73,25 @@ def declare(content: Mapping[str, Any]) -> dict[str, Json]:
 
 
 def name(spec: Mapping[str, Json]) -> str:
-    """The declared model, or else the first text that was declared."""
+    """The declared name, model and type, those there are; else all that was declared, in short."""
     declared = spec.get("declared")
     if not isinstance(declared, Mapping):  # somebody's own encoder with a spec of that kind
         return "declared"
-    texts = (value for value in declared.values() if isinstance(value, str))
-    return str(declared.get("model") or next(texts, "declared"))
+    named = (declared.get(key) for key in ("name", "model", "type"))
+    words = [value for value in named if isinstance(value, str) and value.strip()] or list(_flat(declared))
+    return _short(" ".join(" ".join(words).split()))
+
+
+def _flat(declared: Mapping[str, Json], where: str = "") -> Iterator[str]:
+    for key, value in declared.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _plain(value: Any, where: str) -> Json:

@@ -8,6 +8,7 @@ import pytest
 
 from cachestore import keys
 from cachestore.encoders import ImportedEncoder, ImportedSettings, label, open_encoder, parse_settings
+from cachestore.encoders.imported import declare
 from cachestore.errors import ConfigError, EncoderError
 
 SPEC = {"model": "api-1", "prompt": {"query": "find: "}, "dim": 4}
@@ -81,3 +82,20 @@ def test_it_encodes_nothing_and_says_what_is_lacking():
         encoder.encode([b"no"])
     with pytest.raises(EncoderError, match=r"2 texts have .* the first is 'x{59}…'"):
         encoder.encode([b"x" * 100, b"y"])
+
+
+LABELS = [
+    ({"model": "api-1", "prompt": "q: "}, "imported api-1 4→float16"),
+    ({"prompt": "q: ", "name": "mine", "model": "api-1"}, "imported mine api-1 4→float16"),
+    ({"comment": "a  long\nstory", "type": "openai"}, "imported openai 4→float16"),
+    (
+        {"version": 3, "vendor": {"id": "x", "tuned": True}},
+        "imported version=3 vendor.id=x vendor.tuned=true 4→float16",
+    ),
+    ({"comment": "so on " * 20}, f"imported {('comment=' + 'so on ' * 20)[:59]}… 4→float16"),
+]
+
+
+@pytest.mark.parametrize(("declared", "shown"), LABELS)
+def test_its_label_is_what_was_declared(declared, shown):
+    assert label(declare({**declared, "dim": 4})) == shown

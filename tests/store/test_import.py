@@ -145,6 +145,10 @@ FAULTS = {
     "a null": ([[1, 2, 3, 4], [1, None, 3, 4]], r"data row 1 .* holds a null among its numbers"),
     "NaN": ([[1, 2, 3, 4], [1, 2, float("nan"), 4]], r"data row 1 .* holds NaN or infinity"),
     "infinity": ([[1, 2, 3, 4], [1, 2, float("inf"), 4]], r"data row 1 .* holds NaN or infinity"),
+    "zeros": ([[1, 2, 3, 4], [0, 0, 0, 0]], r"data row 1 .* is zero, as of a request that failed"),
+    "below float16": ([[1, 2, 3, 4], [0, 1e-9, 0, -1e-9]], r"data row 1 .* is zero in float16; set dtype: float32"),
+    "below everything": ([[1, 2, 3, 4], [0, 1e-300, 0, 0]], r"data row 1 .* is zero in float16; set dtype: float32"),
+    "hardly in float16": ([[1, 2, 3, 4], [1e-6, 2e-6, 1.5e-7, 0]], r"data row 1 .* loses \d% of its length in float16"),
     "beyond float16": ([[1, 2, 3, 4], [1, 2, 70000, 4]], r"data row 1 .* beyond float16; set dtype: float32"),
 }
 
@@ -156,6 +160,36 @@ def test_a_faulty_vector_is_named_and_nothing_is_imported(store, tmp_path, fault
     with pytest.raises(DataError, match=words):
         import_vectors(store, path, SPEC)
     assert untouched(store)
+
+
+def test_small_numbers_beside_larger_ones_may_vanish_and_float32_keeps_all(store, tmp_path):
+    cells = pa.array([[1e-9, 1e-3, 0, 1], [1e-30, 0, 0, 0]], pa.list_(pa.float64()))
+    rounded = import_vectors(store, written(tmp_path / "v.parquet", ["x"], cells[:1]), SPEC)
+    np.testing.assert_allclose(store.vectors(rounded.manifest, "text")[0], [[0, 1e-3, 0, 1]], rtol=5e-4)
+    path = written(tmp_path / "w.parquet", ["x", "y"], cells)
+    whole = import_vectors(store, path, {**SPEC, "dtype": "float32"})
+    np.testing.assert_allclose(store.vectors(whole.manifest, "text")[0], cells.to_pylist(), rtol=1e-6)
+    smaller = pa.array([[1e-60, 0, 0, 0]], pa.list_(pa.float64()))
+    with pytest.raises(DataError, match=r"is zero in float32; scale all vectors by a number"):
+        import_vectors(store, written(tmp_path / "x.parquet", ["z"], smaller), {**SPEC, "dtype": "float32"})
+
+
+def test_a_text_without_words_may_have_a_vector_of_zeros(store, tmp_path):
+    path = written(tmp_path / "v.parquet", ["", " ?!", "x"], lists([[0] * 4, [0] * 4, [1] * 4]))
+    done = import_vectors(store, path, SPEC)
+    assert store.vectors(done.manifest, "text")[0].tolist() == [[0] * 4, [0] * 4, [1] * 4]
+
+
+def test_an_array_that_lies_column_by_column_is_imported_like_any_other(store, tmp_path, monkeypatch, vectors):
+    monkeypatch.setattr(payload_rows, "_TURNED_BYTES", 40)  # two rows at a time, and a rest
+    (tmp_path / "t.csv").write_text("text\n" + "".join(f"text {row}\n" for row in range(5)))
+    np.save(tmp_path / "v.npy", np.asfortranarray(vectors[:5]))
+    done = import_vectors(store, tmp_path / "v.npy", SPEC, data=tmp_path / "t.csv")
+    np.testing.assert_array_equal(store.vectors(done.manifest, "text")[0], vectors[:5].astype(np.float16))
+    with (tmp_path / "v.npy").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 4)
+    with pytest.raises(DataError, match="cut short"):
+        import_vectors(store, tmp_path / "v.npy", SPEC, data=tmp_path / "t.csv")
 
 
 def test_a_faulty_vector_of_a_missing_text_is_no_fault(store, tmp_path):
@@ -214,7 +248,6 @@ ARRAYS = {
     "one dimension": (np.ones(4), "has the shape"),
     "whole numbers": (np.ones((1, 4), int), "holds int64"),
     "objects": (np.array([[{}]]), "holds object"),
-    "column order": (np.asfortranarray(np.ones((2, 4))), "Fortran order"),
 }
 
 
