@@ -120,10 +120,11 @@ def _steps(plan: RepairPlan) -> list[str]:
     ]
     lines += [f"{path} goes to quarantine" for path in plan.files[:_SHOWN]]
     more = sum(max(0, len(them) - _SHOWN) for them in (plan.displaced, plan.shards, plan.files))
-    lines += [f"… and {more:,} more files: see --json"] if more else []
+    lines += [f"… and {output.count(more, 'more file')}: see --json"] if more else []
     lines += [f"{one.path} is written anew, {one.said}" for one in plan.records[:_SHOWN]]
     lines += [
-        f"the log of {log.name} keeps {len(log.versions):,} versions, {log.mended:,} of them mended, and loses {log.dropped:,}"
+        f"the log of {log.name} keeps {output.count(len(log.versions), 'version')}, {log.mended:,} of them mended, "
+        f"and loses {log.dropped:,}"
         for log in plan.logs
     ]
     lines += [f"the index is filled anew. {plan.index[0]}"] if plan.index else []
@@ -142,6 +143,7 @@ def _capped(lines: list[str]) -> list[str]:
 def _lacks(one: Incomplete) -> str:
     if one.vectors is None:
         return "its manifest is gone"
-    parts = [f"{one.vectors:,} vectors are gone"] if one.vectors else []
-    parts += [f"the keys of {one.rows:,} rows are gone, their vectors may be there"] if one.rows else []
+    are = "is" if one.vectors == 1 else "are"
+    parts = [f"{output.count(one.vectors, 'vector')} {are} gone"] if one.vectors else []
+    parts += [f"the keys of {output.count(one.rows, 'row')} are gone, their vectors may be there"] if one.rows else []
     return "; ".join(parts)

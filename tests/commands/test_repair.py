@@ -32,7 +32,7 @@ def test_the_plan_is_shown_and_nothing_changed_by_a_dry_run(command, damaged):
     done = command("repair", "--dry-run", "--store", damaged)
     assert done.code == 4
     assert "goes to quarantine, 2 of its rows to a new one" in done.out
-    assert "build again: reviews@1: 1 vectors are gone" in done.out
+    assert "build again: reviews@1: 1 vector is gone" in done.out
     assert done.out.endswith("nothing was changed\n")
     assert command("verify", "--read-data", "--store", damaged).code == 4
     assert not (damaged / "quarantine").exists()
@@ -42,7 +42,7 @@ def test_repair_then_build_makes_the_store_whole(command, damaged, reviews):
     done = command("repair", "--store", damaged)
     assert done.code == 4
     assert "goes to quarantine, 2 of its rows" in done.err
-    assert "build again: reviews@1: 1 vectors are gone" in done.out
+    assert "build again: reviews@1: 1 vector is gone" in done.out
     assert command("verify", "--read-data", "--store", damaged).code == 4
     built = command("build", reviews, "--column", "text", "--encoder", "hashing", "--store", damaged, "--json").json
     assert built["encoded"] == 1

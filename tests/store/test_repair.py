@@ -547,3 +547,17 @@ def test_a_chunk_that_repair_took_out_is_not_to_be_repaired_again(store):
     again = repair(store.root)
     assert again.empty
     assert not again.complete
+
+
+def test_what_nobody_can_mend_is_told_until_it_is_dealt_with(store):
+    kept_by(store)
+    (store.root / "names" / "first.jsonl").unlink()
+    (store.root / "forgetting.json").write_text("{")
+    for _ in range(2):
+        planned = repair(store.root)
+        assert planned.empty
+        assert not planned.complete
+        assert [lost.what for lost in planned.lost] == ["names/first.jsonl", "forgetting.json"]
+    store.build("first", 100)
+    (store.root / "forgetting.json").unlink()
+    assert repair(store.root).complete
