@@ -70,7 +70,7 @@ def command(
         0    done; also when the store knew nothing of them, which it says
         2    wrong usage
         3    the store is missing, full, not writable, or in use by a build or a reader of those vectors
-        4    a damaged shard cannot be searched: repair first
+        4    a damaged shard cannot be searched: repair first; or forgetting.json, of a forget cut short, cannot be read
     """
     from cachestore import forget as forgetting
     from cachestore.forget_journal import interrupted, journal
