@@ -78,7 +78,7 @@ class Claims:
 
     def stored(self, keys: Sequence[Key]) -> list[bool]:
         """Which of these keys are stored by now."""
-        return (self._index.lookup(keys).shards >= 0).tolist()
+        return [bool(number >= 0) for number in self._index.lookup(keys).shards]
 
     def version(self) -> int:
         """A number that grows with every change of the index."""

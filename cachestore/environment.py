@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import lmdb
 
-from cachestore import files
+from cachestore import files, locks
 from cachestore.errors import (
     CachestoreError,
     DamageError,
@@ -39,6 +39,10 @@ _DAMAGED = (
     lmdb.PageNotFoundError,
     lmdb.BadChecksumError,
     lmdb.ProblemError,
+    lmdb.BadTxnError,  # what LMDB says once a page it met made no sense
+    lmdb.BadDbiError,
+    lmdb.IncompatibleError,
+    lmdb.CursorFullError,
 )
 # LMDB passes errors of the system on by their text, most of them as plain lmdb.Error
 _OF_THE_SYSTEM = (
@@ -46,6 +50,8 @@ _OF_THE_SYSTEM = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
 )
 _PADDING = 1 << 20
+_TURN = "turn.lock"
+TURN_SECONDS = 60.0
 _HARDLY_ANY_BYTES = 1 << 16
 _MAX_READERS = 1024
 _LOCK_BYTES = (_MAX_READERS + 64) * 64  # LMDB has 64 bytes for each, and a head
@@ -68,9 +74,14 @@ class Environment:
         self.users = 0
         self.closed = False
         self._gate = _Gate()
+        self._names = tuple(databases)
+        self._start(writable)
+
+    def _start(self, writable: bool) -> None:
+        folder = self.folder
+        self.writable = writable
         # who may not write cannot register as a reader either, and checks afterwards whether a writer was in the way
         self._registers = os.access(folder, os.W_OK) and self._room_for_readers(folder, writable)
-        self._max_dbs = len(databases)
         try:
             try:
                 self._lmdb = self._open(_MAP_SIZE)
@@ -85,7 +96,7 @@ class Environment:
                 )
             if self._registers:
                 self._lmdb.reader_check()  # frees the slots of killed readers
-            self.databases = {name: self._lmdb.open_db(name, create=writable) for name in databases}
+            self.databases = self._open_databases()
             self._page = int(self._lmdb.stat()["psize"])
             if writable and self._registers:
                 self._pad()
@@ -111,11 +122,15 @@ class Environment:
             except lmdb.Error as error:
                 raise _translate(error, self.folder) from error
 
-    def write(self, body: Callable[[Transaction, Mapping[bytes, Any]], _T]) -> _T:
-        """What ``body`` returns of a write transaction over all databases, durable when this returns. It may run more than once."""
+    def write(self, body: Callable[[Transaction, Mapping[bytes, Any]], _T], wait: float = TURN_SECONDS) -> _T:
+        """What ``body`` returns of a write transaction over all databases, durable when this returns. It may run more than once.
+
+        Raises StoreLocked when another process is still inside one after ``wait`` seconds. LMDB's own lock would wait for ever, and
+        not even for a signal.
+        """
         while True:
             try:
-                with self._inside():
+                with self._inside(), locks.turn(self.folder / _TURN, wait):
                     self._lmdb.reader_check()  # one that died inside a transaction would keep every page from being used again
                     with self._lmdb.begin(write=True) as txn:
                         done = body(txn, self.databases)
@@ -128,12 +143,19 @@ class Environment:
             except lmdb.Error as error:
                 raise _translate(error, self.folder) from error
 
+    def _open_databases(self) -> dict[bytes, Any]:
+        """The handles of the named databases. LMDB gives them out in a write, but for an environment that is open for reading."""
+        if not self.writable or not self._registers:
+            return {name: self._lmdb.open_db(name, create=False) for name in self._names}
+        with locks.turn(self.folder / _TURN, TURN_SECONDS), self._lmdb.begin(write=True) as txn:
+            return {name: self._lmdb.open_db(name, txn=txn) for name in self._names}
+
     def _open(self, map_size: int) -> lmdb.Environment:
         return lmdb.open(
             str(self.folder),
             map_size=map_size,
-            max_dbs=self._max_dbs,
-            readonly=not self._registers,
+            max_dbs=len(self._names),
+            readonly=not (self._registers and self.writable),
             lock=self._registers,
             readahead=False,
             max_readers=_MAX_READERS,
@@ -165,6 +187,16 @@ class Environment:
         with self._gate.alone():
             self.closed = True
             self._lmdb.close()
+
+    def make_writable(self) -> None:
+        """Open it anew for writing, for those too who have it open for reading."""
+        with self._gate.alone():
+            self._lmdb.close()
+            try:
+                self._start(writable=True)
+            except BaseException:
+                self._start(writable=False)
+                raise
 
     def hold(self) -> None:
         """Keep all other threads out of transactions until ``let_go``."""
@@ -272,6 +304,8 @@ def acquire(folder: Path, databases: Sequence[bytes], *, writable: bool) -> Envi
         if environment is None:
             environment = Environment(folder, databases, writable=writable)
             _open[_identity(folder)] = environment
+        elif writable and not environment.writable:
+            environment.make_writable()
         environment.users += 1
         return environment
 
@@ -348,10 +382,10 @@ def _translate(error: lmdb.Error, folder: Path) -> CachestoreError:
     if isinstance(error, lmdb.VersionMismatchError) or "format" in text.lower():
         return StoreFormatError(f"The index {folder} is of another LMDB format ({error}). Upgrade cachestore and lmdb.")
     if isinstance(error, lmdb.NotFoundError) or "No such file" in text:
-        return DamageError(f"{folder} holds no index. Open the store for writing once: it fills one from the shards.")
+        return DamageError(f"{folder} holds no index. Run `cachestore repair`: it fills one from the shards.")
     if isinstance(error, _DAMAGED):
         return DamageError(
-            f"The index {folder} is damaged ({error}). Open the store for writing once: it fills a new one."
+            f"The index {folder} is damaged ({error}). Run `cachestore repair`: it fills a new one from the shards."
         )
     if isinstance(error, lmdb.PanicError):  # LMDB refuses everything once its meta page could not be written
         return StoreWriteFailed(

@@ -273,4 +273,7 @@ def _as_stored(vectors: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any
     overflowed = finite & ~np.isfinite(stored).all(axis=1)
     reasons = {int(row): "the encoder returned NaN or infinity" for row in np.flatnonzero(~finite)}
     reasons |= {int(row): f"its vector exceeds {dtype.name}; set dtype: float32" for row in np.flatnonzero(overflowed)}
+    vanished = np.flatnonzero(~stored.any(axis=1))
+    vanished = vanished[vectors[vanished].any(axis=1)]  # a vector of zeros may be what the encoder means
+    reasons |= {int(row): f"its vector is zero in {dtype.name}; set dtype: float32" for row in vanished}
     return stored, reasons

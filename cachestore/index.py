@@ -9,6 +9,7 @@ A rebuilt index is another folder put in the place of the old one, its next gene
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from cachestore import environment
 from cachestore.environment import Environment, Transaction
-from cachestore.errors import DamageError, StoreError, StoreFormatError
+from cachestore.errors import DamageError, StoreError, StoreFormatError, StoreLocked
 from cachestore.keys import SIZE, Fingerprint, Json, Key
 
 FORMAT = 1
@@ -36,6 +37,7 @@ _NUMBER = struct.Struct(">I")
 _NOWHERE = _LOCATION.pack(0xFFFFFFFF, 0xFFFFFFFF)
 _DATABASES = (b"keys", b"shards", b"numbers", b"specs", b"claims", b"memo", b"meta")
 _BLOCK = 1 << 16
+_MEMO_SECONDS = 5.0
 _T = TypeVar("_T")
 
 
@@ -110,7 +112,7 @@ class Index:
         The claims of ``owner`` end with it.
         """
         rows = _tree_order(keys).tolist()
-        digest = bytes.fromhex(name)
+        digest, described = bytes.fromhex(name), json.dumps(spec, sort_keys=True).encode()
 
         def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> int:
             if owner is not None:
@@ -124,7 +126,7 @@ class Index:
             txn.put(b"next-shard", _NUMBER.pack(number + 1), db=dbs[b"meta"])
             txn.put(_NUMBER.pack(number), _SHARD.pack(digest, fingerprint, len(keys), nbytes), db=dbs[b"shards"])
             txn.put(digest, _NUMBER.pack(number), db=dbs[b"numbers"])
-            txn.put(fingerprint, json.dumps(spec, sort_keys=True).encode(), db=dbs[b"specs"])
+            txn.put(fingerprint, described, db=dbs[b"specs"])
             _place(txn, dbs, number, keys, rows, overwrite=moved)
             return number
 
@@ -274,18 +276,21 @@ class Index:
         return fact if check == xxhash.xxh3_64_digest(key + fact) else None  # a rotten one is none
 
     def remember(self, key: bytes, fact: bytes) -> None:
-        """Remember a fact under a key of at most 511 bytes; does nothing in an index opened for reading."""
+        """Remember a fact under a key of at most 511 bytes; does nothing in an index opened for reading, or kept busy by another."""
         if not self.readonly:
             value = xxhash.xxh3_64_digest(key + fact) + fact
-            self._write(lambda txn, dbs: txn.put(key, value, db=dbs[b"memo"]))
+            with contextlib.suppress(StoreLocked):
+                self._write(lambda txn, dbs: txn.put(key, value, db=dbs[b"memo"]), wait=_MEMO_SECONDS)
 
     def _read(self, database: bytes, body: Callable[[Transaction], _T]) -> _T:
         with self._sound():
             return self._on_current(lambda current: current.read(database, body))
 
-    def _write(self, body: Callable[[Transaction, Mapping[bytes, Any]], _T]) -> _T:
+    def _write(
+        self, body: Callable[[Transaction, Mapping[bytes, Any]], _T], wait: float = environment.TURN_SECONDS
+    ) -> _T:
         with self._sound():
-            return self._on_current(lambda current: current.write(body))
+            return self._on_current(lambda current: current.write(body, wait))
 
     @contextmanager
     def _sound(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from cachestore import files
 from cachestore.errors import StoreLocked
 
 _FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.001, 0.05
+_LONGEST_TURN_POLL_SECONDS = 0.005  # turns are short, and many take them
 _TELL_SECONDS = 0.5
 
 
@@ -39,6 +40,26 @@ def held(
             let_go(descriptor)
         else:
             os.close(descriptor)  # a forked child's copy
+
+
+@contextmanager
+def turn(path: Path, timeout: float) -> Iterator[None]:
+    """Be the only process inside the body, of those that take this turn; ``path`` is a lock file in a folder of a store.
+
+    Raises StoreLocked when it is still another's after ``timeout`` seconds.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except FileNotFoundError:  # the folder is gone, and nobody else finds what this process still has open
+        yield
+        return
+    except OSError as error:
+        raise files.translate(error, path) from error
+    try:
+        _take(descriptor, path.parent, path.stem, True, timeout, None, longest=_LONGEST_TURN_POLL_SECONDS)
+        yield
+    finally:
+        let_go(descriptor)
 
 
 def let_go(descriptor: int) -> None:
@@ -73,7 +94,13 @@ def lives(path: Path) -> bool:
 
 
 def _take(
-    descriptor: int, root: Path, name: str, exclusive: bool, timeout: float, tell: Callable[[str], None] | None
+    descriptor: int,
+    root: Path,
+    name: str,
+    exclusive: bool,
+    timeout: float,
+    tell: Callable[[str], None] | None,
+    longest: float = _LAST_POLL_SECONDS,
 ) -> None:
     began = time.monotonic()
     told, poll = tell is None, _FIRST_POLL_SECONDS
@@ -88,7 +115,7 @@ def _take(
             tell(f"Waiting for {_holders(descriptor)}, which uses {root} …")
             told = True
         time.sleep(poll)
-        poll = min(poll * 1.5, _LAST_POLL_SECONDS)
+        poll = min(poll * 1.5, longest)
 
 
 def _holders(descriptor: int) -> str:

@@ -55,6 +55,7 @@ REFUSED = {
     "minus infinity": ((-np.inf,), "float32", "NaN or infinity"),
     "beyond float16": ((65520.0,), "float16", "exceeds float16"),
     "beyond float16, negative": ((1.0, -1e30), "float16", "exceeds float16"),
+    "too small for float16": ((1e-9,) * 8, "float16", "zero in float16"),
 }
 
 

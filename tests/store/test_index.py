@@ -13,7 +13,7 @@ import pytest
 
 from cachestore import environment
 from cachestore import index as indexes
-from cachestore.errors import DamageError, StoreError, StoreFormatError, StoreFull
+from cachestore.errors import DamageError, StoreError, StoreFormatError, StoreFull, StoreLocked
 from cachestore.index import Index
 from cachestore.keys import fingerprint, key
 
@@ -145,6 +145,50 @@ def test_a_truncated_file_is_recognised_before_it_is_mapped(tmp_path, keep):
     assert environment.looks_torn(tmp_path / "index")
 
 
+STOPPED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from cachestore.index import Index
+index = Index(Path(sys.argv[1]), readonly=False)
+index._write(lambda txn, dbs: os.kill(os.getpid(), signal.SIGSTOP))
+"""
+
+
+def test_a_writer_stopped_inside_a_transaction_keeps_no_reader_waiting_and_no_writer_for_ever(tmp_path):
+    opened = Index(tmp_path / "index", readonly=False)
+    opened.commit("aa" * 32, ENCODER, SPEC, some_keys(5), 100)
+    opened.close()
+    writer = subprocess.Popen([sys.executable, "-c", STOPPED_WRITER, str(tmp_path / "index")])
+    try:
+        _, status = os.waitpid(writer.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        reader = Index(tmp_path / "index", readonly=True)
+        assert (reader.lookup(some_keys(5)).shards == 0).all()
+        shared = environment.acquire(tmp_path / "index", indexes._DATABASES, writable=False)
+        with pytest.raises(StoreLocked, match=f"process {writer.pid} "):
+            shared.write(lambda txn, dbs: None, 0.1)
+        environment.release(shared)
+        assert (reader.lookup(some_keys(5)).shards == 0).all()
+        reader.close()
+    finally:
+        writer.kill()
+        writer.wait()
+    opened = Index(tmp_path / "index", readonly=False)
+    assert opened.commit("bb" * 32, ENCODER, SPEC, some_keys(5, 100), 100) == 1
+    opened.close()
+
+
+def test_who_reads_goes_on_where_the_same_process_then_writes(tmp_path):
+    Index(tmp_path / "index", readonly=False).close()
+    reader = Index(tmp_path / "index", readonly=True)
+    writer = Index(tmp_path / "index", readonly=False)
+    writer.commit("aa" * 32, ENCODER, SPEC, some_keys(5), 100)
+    assert (reader.lookup(some_keys(5)).shards == 0).all()
+    writer.close()
+    assert (reader.lookup(some_keys(5)).shards == 0).all()
+    reader.close()
+
+
 def test_a_newer_index_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(indexes, "FORMAT", 2)
     Index(tmp_path / "index", readonly=False).close()
@@ -192,6 +236,10 @@ def test_every_error_of_lmdb_has_a_class_and_only_damage_leads_to_a_new_index(tm
             "PageNotFoundError",
             "BadChecksumError",
             "ProblemError",
+            "BadTxnError",
+            "BadDbiError",
+            "IncompatibleError",
+            "CursorFullError",
         }
         assert isinstance(translated, DamageError) == (kind.__name__ in damage | {"NotFoundError"}), kind
     assert isinstance(environment._translate(lmdb.DiskError("No space left on device"), tmp_path), StoreFull)
