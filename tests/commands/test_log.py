@@ -88,3 +88,26 @@ def test_log_of_no_name_suggests_one(command: Command, store: Path, versions: li
     done = command("log", "shops", "--store", store)
     assert (done.code, "did you mean 'shop'" in done.err) == (3, True)
     assert command("log", "shop@1", "--store", store).code == 2
+
+
+def test_a_tag_of_a_log_that_was_lost_is_not_shown_at_another_version(
+    command: Command, store: Path, reviews: Path
+) -> None:
+    def build() -> str:
+        done = command("build", reviews, *HASHING, "--name", "shop", "--store", store, "--json")
+        identity: str = done.json["manifest"]
+        return identity
+
+    old = build()
+    assert command("tag", "shop", "kept", "--store", store).code == 0
+    (store / "names" / "shop.jsonl").unlink()
+    gone = command("log", "shop", "--store", store)
+    assert (gone.code, "shop@kept" in gone.err) == (3, True), gone.err
+    with reviews.open("a", encoding="utf-8") as file:
+        file.write("one more,5,yes\n")
+    build()
+
+    done = command("log", "shop", "--store", store, "--json").json
+    assert [entry["tags"] for entry in done["versions"]] == [[]]
+    assert done["other_tags"] == [{"tag": "kept", "version": 1, "manifest": old}]
+    assert f"shop@kept is manifest {old[:12]}" in command("log", "shop", "--store", store).out

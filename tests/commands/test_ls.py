@@ -89,3 +89,16 @@ def test_ls_shows_which_runs_are_on_which_versions_and_the_other_way(
     }
     text = command("ls", "--runs", "--store", store).out
     assert [line.split()[-1] for line in text.splitlines() if str(places[0]) in line] == ["gone", str(places[0])]
+
+
+def test_a_store_without_its_index_is_listed_and_not_written(command: Command, store: Path, reviews: Path) -> None:
+    """As a restored backup is, which need not hold the index."""
+    command("build", reviews, *HASHING, "--name", "shop", "--store", store)
+    command("tag", "shop", "kept", "--store", store)
+    lines = (["ls"], ["ls", "--runs"], ["log", "shop"], ["tag"], ["diff", "shop@kept", "shop"])
+    before = [command(*line, "--store", store, "--json").json for line in lines]
+    shutil.rmtree(store / "index")
+    for line, said in zip(lines, before, strict=True):
+        done = command(*line, "--store", store, "--json")
+        assert (done.code, done.json) == (0, said), done.err
+    assert not (store / "index").exists()

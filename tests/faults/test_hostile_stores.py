@@ -23,6 +23,7 @@ from cachestore.keys import fingerprint
 from tests.faults import damage, readers
 from tests.faults.damage import ask, command
 from tests.faults.record import Record
+from tests.faults.test_read_only_disk import PERMISSION, Place, refusal
 from tests.faults.warm import Warm
 from tests.store import tiny_models
 from tests.store.counting import CountingEncoder
@@ -250,6 +251,34 @@ def test_names_of_files_are_never_shown_raw(warm: Warm, folder: Path) -> None:
         assert ended.code in (0, 2, 3, 4), (line, ended)
         assert "\x1b" not in ended.out + ended.err, (line, ended)
         assert "\nerror: all is lost" not in ended.out + ended.err, (line, ended)
+
+
+@pytest.mark.parametrize(
+    "closed", [".", "names", "manifests", "chunks", "shards", "tags", "index", "index/data.mdb", "store.json"]
+)
+def test_a_store_that_may_not_be_read_is_told_in_one_line(warm: Warm, folder: Path, closed: str) -> None:
+    if refused := refusal(PERMISSION):
+        pytest.skip(refused)
+    place = damage.sound_store(warm, folder)
+    victim = place / "store" / closed
+    mode = victim.stat().st_mode
+    lines: list[list[object]] = [
+        *(["verify"], ["ls"], ["log", "table"], ["tag"], ["diff", "table", "table"], ["stats"]),
+        *(["gc", "--dry-run"], ["gc"], ["repair", "--dry-run"], ["forget", "--text", "text 3", "--dry-run"]),
+        ["export", "table", "--column", "text", "--output", folder / "table.npy"],
+        ["build", place / "table.csv", "--column", "text", "--encoder", "hashing"],
+    ]
+    victim.chmod(0)
+    try:
+        found = Place(place / "store", PERMISSION).run(*lines)
+    finally:
+        victim.chmod(mode)
+    for line, (code, out, err) in zip(lines, found, strict=True):
+        assert code in ({3} if closed in (".", "store.json") else {0, 3, 4}), (line, code, out, err)
+        assert "Traceback" not in err, (line, err)
+        errors = [text for text in err.splitlines() if text.startswith("error:")]
+        assert len(errors) == (code == 3), (line, err)
+        assert not errors or str(place / "store") in errors[0], (line, err)
 
 
 # -- models and settings from elsewhere --------------------------------------------------------------------------------

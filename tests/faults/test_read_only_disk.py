@@ -43,7 +43,7 @@ print(json.dumps(found))
 """
 
 
-def _refusal(line: Sequence[str]) -> str | None:
+def refusal(line: Sequence[str]) -> str | None:
     """Why this machine does not let a test do that; None where it does."""
     if shutil.which(line[0]) is None:
         return f"there is no {line[0]} here"
@@ -84,7 +84,7 @@ def data(folder: Path) -> Path:
 @pytest.fixture(params=["mounted read-only", "without permission"])
 def place(request: pytest.FixtureRequest, warm: Warm, folder: Path, data: Path) -> Any:
     """A store of that table, with a run trained on it, that from now on may only be read."""
-    refused = _refusal(MOUNT if request.param == "mounted read-only" else PERMISSION)
+    refused = refusal(MOUNT if request.param == "mounted read-only" else PERMISSION)
     if refused:
         pytest.skip(refused)
     store = folder / "store"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cachestore import build, files, index_checker, index_file, open_store, references, shard, verify_index
+from cachestore import manifest as manifests
 from cachestore.errors import ManifestNotFound, StoreError, StoreFormatError, StoreNotFound
 from cachestore.findings import Findings
 from cachestore.keys import Key, fingerprint
@@ -575,3 +576,100 @@ def test_places_are_told_apart(store, monkeypatch):
         assert set(check.places(keys, fingerprint(store.encoder.spec), 9)[0].tolist()) == {verify_index.FOREIGN}
         unknown = np.frombuffer(b"?" * 32, "V32")
         assert check.places(unknown)[0].tolist() == [verify_index.ABSENT]
+
+
+def test_what_has_not_the_form_of_a_stores_file_is_a_notice_and_changes_nothing_else(store):
+    references.write_tag(store.root, references.Tag("first", "kept", 1, store.build().manifest.id, "2026-01-01"))
+    (store.root / "pins").mkdir()
+    before = store.verify()
+    strays = []
+    for path in [
+        path for folder in ("shards", "chunks", "manifests", "names", "tags") for path in files_below(store, folder)
+    ]:
+        strays += [path.with_name(f"._{path.name}"), path.with_name(f"{path.stem} copy{path.suffix}")]
+    strays += [
+        store.root / "shards" / "ab" / "nothex.arrow",
+        store.root / "pins" / "._p.json",
+        store.root / "shards" / "x.txt",
+    ]
+    first = store.shards()[0]
+    strays += [store.root / "shards" / "zz" / first.name]
+    for path in strays:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(first.read_bytes())
+
+    report = store.verify()
+    assert report.damage == ()
+    assert {finding.what for finding in report.notices} == {place(store, path) for path in strays}
+    assert (report.manifests, report.chunks, report.shards) == (before.manifests, before.chunks, before.shards)
+    assert manifests.names(store.root) == ["first", "second"]
+    assert [tag.tag for tag in references.tags(store.root)] == ["kept"]
+    assert references.pins(store.root) == []
+    assert store.build("first", 100).counts.encoded == 0
+
+
+def files_below(store, folder):
+    return [path for path in (store.root / folder).rglob("*") if path.is_file()]
+
+
+def displace(store):
+    """Move a shard by hand; returns where it was and where it lies."""
+    path = store.shards()[0]
+    elsewhere = path.parent.with_name("cd" if path.parent.name != "cd" else "ce") / path.name
+    elsewhere.parent.mkdir(exist_ok=True)
+    path.rename(elsewhere)
+    return path, elsewhere
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_shard_in_a_wrong_folder_is_missed_and_it_says_where_it_lies(store, indexed):
+    path, elsewhere = displace(store)
+    if not indexed:
+        shutil.rmtree(store.root / "index")
+    report = store.verify()
+    (found,) = (finding for finding in report.damage if finding.kind == "shard")
+    assert found.what == place(store, path)
+    assert place(store, elsewhere) in found.detail
+    assert place(store, elsewhere) not in {finding.what for finding in report.findings}
+    repair(store.root)
+    assert path.exists()
+    assert store.verify().damage == ()
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_build_encodes_again_what_lies_in_a_wrong_folder(store, indexed):
+    vectors = store.vectors()
+    displace(store)
+    if not indexed:
+        shutil.rmtree(store.root / "index")
+    assert store.build("first", 100).counts.encoded > 0
+    np.testing.assert_array_equal(store.vectors(), vectors)
+    assert store.verify().damage == ()
+
+
+def test_a_displaced_file_that_is_not_what_its_name_says_is_only_a_stray(store):
+    path, elsewhere = displace(store)
+    store.flip(elsewhere, 700)
+    report = store.verify()
+    (found,) = (finding for finding in report.damage if finding.kind == "shard")
+    assert place(store, elsewhere) not in found.detail
+    assert place(store, elsewhere) in {finding.what for finding in report.notices}
+    assert not path.exists()
+
+
+def test_tags_whose_log_is_gone_are_a_finding_and_still_lead_to_their_versions(store):
+    first = store.build("first", 100).manifest
+    references.write_tag(store.root, references.Tag("first", "kept", 1, first.id, "2026-01-01"))
+    (store.root / "names" / "first.jsonl").unlink()
+    for names in ([], ["first@kept"]):
+        (found,) = store.verify(*names).damage
+        assert (found.kind, found.what) == ("name", "names/first.jsonl")
+        assert "first@kept" in found.detail
+    assert references.resolve(store.root, "first@kept") == first.id
+    with pytest.raises(ManifestNotFound, match="first@kept"):
+        references.resolve(store.root, "first")
+    anew = store.build("first", 50)
+    assert store.verify().damage == ()
+    tag = references.read_tag(store.root, "first", "kept")
+    assert anew.manifest.id != first.id
+    assert references.frozen(store.root, tag, manifests.read_log(store.root, "first")) is None
