@@ -188,13 +188,12 @@ class _Running:
         if self.store.readonly:
             self.lacking += sum(names[row] is not None for row in np.flatnonzero(numbers < 0).tolist())
             return
-        added: set[Key] = set()  # the lookup is older than what this batch itself stores
+        lacking: dict[Key, bytes] = {}
         for row in np.flatnonzero(numbers < 0).tolist():
             key, payload = names[row], payloads[row]
-            if key is not None and payload is not None and key not in added:
-                added.add(key)
-                if not fill.holds(key) and key not in fill.refused:
-                    fill.add(key, payload)
+            if key is not None and payload is not None:
+                lacking[key] = payload
+        fill.add(lacking)
         if fill.crowded:
             self.store_all()
 

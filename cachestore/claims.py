@@ -7,9 +7,11 @@ the kernel releases when the process dies, however it dies. So nothing expires b
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -17,17 +19,18 @@ from typing import NamedTuple, Self
 from cachestore import files, locks
 from cachestore.errors import StoreFull
 from cachestore.index import OWNER_SIZE, Index
-from cachestore.keys import Key
+from cachestore.keys import Key, split
 
 _PREFIX = "claims-"
+_NONE: tuple[bytes, frozenset[Key]] = (b"", frozenset())
 
 
 class Taken(NamedTuple):
-    """What became of keys that were asked for: ours to encode, stored by now, and those another writer has, by its id."""
+    """What became of keys that were asked for: ours to encode, stored by now, and what other writers have, by their ids."""
 
     mine: set[Key]
     stored: set[Key]
-    others: Mapping[Key, bytes]
+    others: Mapping[bytes, set[Key]]
 
 
 class Claims:
@@ -40,6 +43,9 @@ class Claims:
         self._index = index
         self._lock = -1
         self._any = False
+        self._version = -1
+        self._seen: dict[bytes, tuple[bytes, frozenset[Key]]] = {}
+        """all claims as of that version of the index"""
         self._pid = os.getpid()
 
     def __enter__(self) -> Self:
@@ -54,23 +60,40 @@ class Claims:
         """Claim those of ``keys`` that are neither stored nor claimed by a living writer; with ``force`` also the latter."""
         if self._lock < 0:
             self._lock = files.hold_new_lock(self._root, _path(self._root, self.owner))
-        living: dict[bytes, bool] = {}
-
-        def lives(owner: bytes) -> bool:
-            if owner not in living:
-                living[owner] = self.lives(owner)
-            return living[owner]
-
-        if force:
-            self._any = True
-            return Taken(*self._index.claim(self.owner, keys, lives, force=True))
-        stored, others = self._index.look(self.owner, keys, lives)
-        free = [key for key in keys if key not in stored and key not in others]
+        lives = functools.cache(self.lives)
+        others = {} if force else self._held_by_others(set(keys), lives)
+        claimed = set().union(*others.values())
+        # who stores keys ends his claims with it, so none has to be looked up that is claimed
+        rest = [key for key in keys if key not in claimed] if claimed else keys
+        there = self.stored(rest)
+        free = [key for key, stored in zip(rest, there, strict=True) if not stored]
+        stored = set(itertools.compress(rest, there))
         if not free:  # nothing to write, and so nobody to wait for
             return Taken(set(), stored, others)
         self._any = True
-        mine, stored_since, others_since = self._index.claim(self.owner, free, lives)
-        return Taken(mine, stored | stored_since, {**others, **others_since})
+        mine, stored_since, others_since = self._index.claim(self.owner, free, lives, force=force)
+        for writer, held in others_since.items():
+            others.setdefault(writer, set()).update(held)
+        return Taken(mine, stored | stored_since, others)
+
+    def _held_by_others(self, keys: set[Key], lives: Callable[[bytes], bool]) -> dict[bytes, set[Key]]:
+        """Which of the keys other living writers have claimed, as of a moment ago."""
+        version = self.version()
+        if version != self._version:
+            rows = self._index.claims()
+            # a row may have been given up, and its name used again
+            self._seen = {
+                row: old if (old := self._seen.get(row, _NONE))[0] == held else (held, split(held))
+                for row, held in rows
+            }
+            self._version = version
+        others: dict[bytes, set[Key]] = {}
+        for row, (_, held) in self._seen.items():
+            writer = row[:OWNER_SIZE]
+            if writer != self.owner and (common := keys & held) and lives(writer):
+                others.setdefault(writer, set()).update(common)
+                keys = keys - common
+        return others
 
     def lives(self, owner: bytes) -> bool:
         """Whether the writer of that id still runs."""
@@ -78,7 +101,8 @@ class Claims:
 
     def stored(self, keys: Sequence[Key]) -> list[bool]:
         """Which of these keys are stored by now."""
-        return [bool(number >= 0) for number in self._index.lookup(keys).shards]
+        there: list[bool] = (self._index.lookup(keys).shards >= 0).tolist()
+        return there
 
     def version(self) -> int:
         """A number that grows with every change of the index."""

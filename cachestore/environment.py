@@ -96,7 +96,7 @@ class Environment:
                 )
             if self._registers:
                 self._lmdb.reader_check()  # frees the slots of killed readers
-            self.databases = self._open_databases()
+            self._databases = self._open_databases()
             self._page = int(self._lmdb.stat()["psize"])
             if writable and self._registers:
                 self._pad()
@@ -113,7 +113,7 @@ class Environment:
         """What ``body`` returns of a read transaction on one database. It may run more than once."""
         while True:
             try:
-                with self._inside(), self._lmdb.begin(db=self.databases[database]) as txn:
+                with self._inside(), self._lmdb.begin(db=self._databases[database]) as txn:
                     found = body(txn)
                     if self._registers or self._lmdb.info()["last_txnid"] <= txn.id() + 1:
                         return found  # else pages may have been reused under a reader that nobody knew of
@@ -133,7 +133,7 @@ class Environment:
                 with self._inside(), locks.turn(self.folder / _TURN, wait):
                     self._lmdb.reader_check()  # one that died inside a transaction would keep every page from being used again
                     with self._lmdb.begin(write=True) as txn:
-                        done = body(txn, self.databases)
+                        done = body(txn, self._databases)
                     self._pad()
                     return done
             except lmdb.MapFullError:

@@ -26,7 +26,7 @@ from cachestore.errors import EncoderError, StoreError
 from cachestore.keys import Key
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.005, 0.05
-_LOOK_AGAIN_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS, _ALIVE_SECONDS = 2.0, 0.1
 
 Put = Callable[[Sequence[Key], NDArray[Any]], tuple[int, int]]
 """Stores vectors (n, dim) of the stored dtype under their keys, durably; returns the shard's number and its bytes."""
@@ -80,10 +80,8 @@ class Fill:
         self._window: dict[Key, bytes] = {}
         self._window_bytes = 0
         self._window_rows = min(256, limits.window_rows)
-        self._put_off: dict[Key, bytes] = {}
-        self._writers: dict[Key, bytes] = {}
-        """of what is put off, who encodes it"""
-        self._put_off_bytes = 0
+        self._put_off: dict[bytes, dict[Key, bytes]] = {}
+        """payloads that another writer encodes, by writer"""
         self._done: list[tuple[list[Key], NDArray[Any]]] = []
         self._done_keys: set[Key] = set()
         self._nbytes = 0
@@ -107,23 +105,25 @@ class Fill:
     @property
     def waiting(self) -> int:
         """How many payloads another writer encodes."""
-        return len(self._put_off)
+        return sum(map(len, self._put_off.values()))
 
     @property
     def crowded(self) -> bool:
         """Whether so many payloads are put off that it is time to ``settle``."""
-        return len(self._put_off) >= self._limits.put_off_rows or self._put_off_bytes >= self._limits.put_off_bytes
+        nbytes = sum(sum(map(len, payloads.values())) for payloads in self._put_off.values())
+        return self.waiting >= self._limits.put_off_rows or nbytes >= self._limits.put_off_bytes
 
-    def holds(self, key: Key) -> bool:
-        """Whether a key is on its way into a shard."""
-        return key in self._window or key in self._done_keys or key in self._put_off
-
-    def add(self, key: Key, payload: bytes) -> None:
-        """Take a payload to encode; its key is neither stored nor held nor refused yet."""
-        self._window[key] = payload
-        self._window_bytes += len(payload)
-        if len(self._window) >= self._window_rows or self._window_bytes >= self._limits.window_bytes:
-            self._encode_window()
+    def add(self, payloads: Mapping[Key, bytes]) -> None:
+        """Take payloads to encode, by keys that were looked up and not stored; what is on its way or refused is passed over."""
+        held = (self._window, self._done_keys, self.refused, *self._put_off.values())
+        passed = {key for keys in held for key in payloads.keys() & keys}
+        for key, payload in payloads.items():
+            if passed and key in passed:
+                continue
+            self._window[key] = payload
+            self._window_bytes += len(payload)
+            if len(self._window) >= self._window_rows or self._window_bytes >= self._limits.window_bytes:
+                self._encode_window()
 
     def flush(self) -> None:
         """Encode and store everything taken so far but what is put off, and give up all claims."""
@@ -143,13 +143,13 @@ class Fill:
         """
         began = time.monotonic()
         while self._put_off:
-            before = len(self._put_off)
+            before = self.waiting
             writers = self._await()
             if time.monotonic() - began > self._limits.claim_seconds:
-                self._resolve(set(self._writers.values()), force=True)
+                self._resolve(list(self._put_off), force=True)
             else:
                 self._resolve(writers)
-            if len(self._put_off) < before:
+            if self.waiting < before:
                 began = time.monotonic()
             if self._tick:
                 self._tick()
@@ -168,46 +168,49 @@ class Fill:
         window, self._window, self._window_bytes = self._window, {}, 0
         taken = self._claims.take(list(window))
         self.found += len(taken.stored)
-        self._writers.update(taken.others)
-        for key in taken.others:
-            self._put_off[key] = window[key]
-            self._put_off_bytes += len(window[key])
+        self._wait_for(taken.others, window)
         if taken.mine:
             self._encode([key for key in window if key in taken.mine], window)
         else:
-            self._window_rows = min(self._limits.window_rows, self._window_rows * 2)  # get past what others do quickly
+            self._window_rows = min(self._limits.window_rows, self._window_rows * 4)  # get past what others do quickly
 
-    def _resolve(self, writers: set[bytes], force: bool = False) -> None:
+    def _resolve(self, writers: Sequence[bytes], force: bool = False) -> None:
         """Take what became free of what is put off for these writers, and encode it."""
-        waiting = [key for key, writer in self._writers.items() if writer in writers]
+        payloads: dict[Key, bytes] = {}
+        for writer in writers:
+            payloads |= self._put_off.pop(writer)
         # window by window: a shard that gets full on the way ends all claims
-        for at in range(0, len(waiting), self._limits.window_rows):
-            window = {key: self._put_off[key] for key in waiting[at : at + self._limits.window_rows]}
+        waiting = iter(payloads.items())
+        while window := dict(itertools.islice(waiting, self._limits.window_rows)):
             taken = self._claims.take(list(window), force=force)
             self.found += len(taken.stored)
-            self._writers.update(taken.others)
-            for key in window.keys() - taken.others.keys():
-                del self._put_off[key], self._writers[key]
-                self._put_off_bytes -= len(window[key])
+            self._wait_for(taken.others, window)
             if taken.mine:
                 self._encode([key for key in window if key in taken.mine], window)
         self.yield_claims()
 
-    def _await(self) -> set[bytes]:
+    def _wait_for(self, others: Mapping[bytes, set[Key]], window: Mapping[Key, bytes]) -> None:
+        for writer, keys in others.items():
+            self._put_off.setdefault(writer, {}).update({key: window[key] for key in keys})
+
+    def _await(self) -> list[bytes]:
         """Wait until writers stored something or died, and return those; after some seconds, return all that are waited for."""
-        probes = {writer: key for key, writer in self._writers.items()}
-        deadline, version, pause = time.monotonic() + _LOOK_AGAIN_SECONDS, -1, _FIRST_PAUSE
-        while time.monotonic() < deadline:
+        probes = {writer: next(iter(keys)) for writer, keys in self._put_off.items()}
+        now = seen_alive = time.monotonic()
+        deadline, version, pause = now + _LOOK_AGAIN_SECONDS, -1, _FIRST_PAUSE
+        while (now := time.monotonic()) < deadline:
             ready: set[bytes] = set()
             version, seen = self._claims.version(), version
             if version != seen:
                 ready.update(itertools.compress(probes, self._claims.stored(list(probes.values()))))
-            ready.update(writer for writer in probes if not self._claims.lives(writer))
+            if now - seen_alive > _ALIVE_SECONDS:
+                seen_alive = now
+                ready.update(writer for writer in probes if not self._claims.lives(writer))
             if ready:
-                return ready
+                return list(ready)
             time.sleep(pause)
             pause = min(pause * 1.5, _LAST_PAUSE)
-        return set(probes)
+        return list(probes)
 
     def _encode(self, keys: list[Key], window: Mapping[Key, bytes]) -> None:
         began = time.monotonic()

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from cachestore import environment
 from cachestore.environment import Environment, Transaction
 from cachestore.errors import DamageError, StoreError, StoreFormatError, StoreLocked
-from cachestore.keys import SIZE, Fingerprint, Json, Key
+from cachestore.keys import SIZE, Fingerprint, Json, Key, split
 
 FORMAT = 1
 OWNER_SIZE = 16
@@ -132,43 +132,36 @@ class Index:
 
         return self._write(write)
 
-    def look(
-        self, owner: bytes, keys: Sequence[Key], lives: Callable[[bytes], bool]
-    ) -> tuple[set[Key], dict[Key, bytes]]:
-        """Which of ``keys`` are stored, and which other living writers have claimed, and who; both as of one moment.
-
-        ``lives(owner)`` tells whether a writer still runs.
-        """
-        if not keys:
-            return set(), {}
-
-        def read(current: Environment) -> tuple[set[Key], dict[Key, bytes]]:
-            dbs = current.databases
-            return current.read(b"keys", lambda txn: _look(txn, dbs, owner, keys, lives)[:2])
-
-        with self._sound():
-            return self._on_current(read)
+    def claims(self) -> list[tuple[bytes, bytes]]:
+        """All claims: of each the owner's id with a number, and the keys, joined."""
+        return self._read(b"claims", lambda txn: [(bytes(row), bytes(held)) for row, held in txn.cursor()])
 
     def claim(
         self, owner: bytes, keys: Sequence[Key], lives: Callable[[bytes], bool], *, force: bool = False
-    ) -> tuple[set[Key], set[Key], dict[Key, bytes]]:
+    ) -> tuple[set[Key], set[Key], dict[bytes, set[Key]]]:
         """Claim keys for a writer, as one transaction: what it has now, what is stored, and what other living writers have claimed.
 
         ``lives(owner)`` tells whether a writer still runs; claims of the dead are removed. With ``force``, keys that a living one has
         claimed are claimed as well.
         """
-        if not keys:
-            return set(), set(), {}
+        order = _tree_order(keys).tolist()
 
-        def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> tuple[set[Key], set[Key], dict[Key, bytes]]:
-            stored, others, rows = _look(txn, dbs, owner, keys, (lambda holder: False) if force else lives)
-            last = -1
-            for row in rows:
-                if row[:OWNER_SIZE] == owner:
+        def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> tuple[set[Key], set[Key], dict[bytes, set[Key]]]:
+            stored = {keys[at] for at in order if txn.get(keys[at], db=dbs[b"keys"]) is not None}
+            mine = set(keys) - stored
+            others: dict[bytes, set[Key]] = {}
+            dead, last = [], -1
+            for row, held in txn.cursor(dbs[b"claims"]):
+                holder = bytes(row[:OWNER_SIZE])
+                if holder == owner:
                     last = int(_NUMBER.unpack(row[OWNER_SIZE:])[0])
-                elif not lives(row[:OWNER_SIZE]):
-                    txn.delete(row, db=dbs[b"claims"])
-            mine = set(keys) - stored - others.keys()
+                elif not lives(holder):
+                    dead.append(row)
+                elif not force and (common := mine & split(bytes(held))):
+                    others.setdefault(holder, set()).update(common)
+                    mine -= common
+            for row in dead:
+                txn.delete(row, db=dbs[b"claims"])
             if mine:
                 txn.put(owner + _NUMBER.pack(last + 1), b"".join(mine), db=dbs[b"claims"])
             return mine, stored, others
@@ -359,38 +352,8 @@ def _delete_from(txn: Transaction, database: Any, prefix: bytes) -> None:
         found = cursor.delete()  # moves to the next
 
 
-def _look(
-    txn: Transaction, dbs: Mapping[bytes, Any], owner: bytes, keys: Sequence[Key], lives: Callable[[bytes], bool]
-) -> tuple[set[Key], dict[Key, bytes], list[bytes]]:
-    """Which keys other living writers have claimed, which of the rest are stored, and the names of all claims."""
-    rows = [(bytes(row), bytes(claimed)) for row, claimed in txn.cursor(dbs[b"claims"])]
-    holders = [row[:OWNER_SIZE] for row, _ in rows]
-    foreign = [at for at, holder in enumerate(holders) if holder != owner and lives(holder)]
-    wanted = set(keys)
-    prefixes = np.sort(_starts(b"".join(keys)))
-    others: dict[Key, bytes] = {}
-    for at in foreign:
-        others.update(dict.fromkeys([key for key in _common(prefixes, rows[at][1]) if key in wanted], holders[at]))
-    # who stores keys ends his claims with it, so none has to be looked up that is claimed
-    rest = [key for key in keys if key not in others] if others else keys
-    get, places = txn.get, dbs[b"keys"]
-    stored = {rest[at] for at in _tree_order(rest).tolist() if get(rest[at], db=places) is not None}
-    return stored, others, [row for row, _ in rows]
-
-
-def _common(prefixes: NDArray[np.uint64], claimed: bytes) -> list[Key]:
-    """The keys of a claim whose first eight bytes are among the sorted ``prefixes``, of which there is one at least."""
-    starts = _starts(claimed)
-    places = np.minimum(np.searchsorted(prefixes, starts), len(prefixes) - 1)
-    hits = np.flatnonzero(prefixes[places] == starts).tolist()
-    return [Key(claimed[at * SIZE : (at + 1) * SIZE]) for at in hits]
-
-
-def _starts(keys: bytes) -> NDArray[np.uint64]:
-    """The first eight bytes of each of the joined keys, as numbers."""
-    return np.frombuffer(keys, ">u8")[:: SIZE // 8].astype(np.uint64)
-
-
 def _tree_order(keys: Sequence[Key]) -> NDArray[np.int64]:
     """Positions of keys in the order of the tree: gets and puts that walk its pages in order are several times faster."""
-    return np.argsort(_starts(b"".join(keys)))  # the first eight bytes of a digest order it well enough
+    return np.argsort(
+        np.frombuffer(b"".join(keys), ">u8")[:: SIZE // 8]
+    )  # the first eight bytes of a digest order it well enough

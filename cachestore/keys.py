@@ -61,6 +61,12 @@ def keys(encoder: Fingerprint, payloads: Iterable[bytes | None]) -> list[Key | N
     return found
 
 
+def split(joined: bytes) -> frozenset[Key]:
+    """The keys whose bytes are joined."""
+    found: list[Key] = np.frombuffer(joined, f"V{SIZE}").tolist()
+    return frozenset(found)
+
+
 def prefixes(keys: NDArray[np.void]) -> NDArray[np.uint64]:
     """The first eight bytes of keys (n,) as numbers (n,) that order as the keys do."""
     return np.ascontiguousarray(keys).view(">u8")[:: SIZE // 8].astype(np.uint64)

@@ -182,10 +182,7 @@ class Store:
         lacking = set(self.missing([key for key in wanted if key is not None]))
         if lacking:
             with self.writing(), self.fill(opened) as fill:
-                for key, payload in zip(wanted, payloads, strict=True):
-                    if key in lacking:
-                        lacking.discard(key)
-                        fill.add(key, payload)
+                fill.add({key: payload for key, payload in zip(wanted, payloads, strict=True) if key in lacking})
                 fill.flush()
                 fill.settle()
             for at, key in enumerate(wanted):

@@ -31,6 +31,11 @@ def keys_of(texts, **settings):
     return keys(fingerprint(CountingEncoder(**settings).spec), [text.encode() for text in texts])
 
 
+def payloads_of(names):
+    """The texts by their keys, which are those of the first texts."""
+    return {name: text.encode() for name, text in zip(names, TEXTS, strict=False)}
+
+
 class Slow(CountingEncoder):
     """Takes long enough that builds which begin together overlap."""
 
@@ -94,7 +99,7 @@ def test_claims_tell_mine_from_stored_and_from_those_of_others(store):
         assert other.take(keys_of(TEXTS[1:3])).mine == set(keys_of(TEXTS[1:3]))
         taken = mine.take(keys_of(TEXTS[:5]))
         assert taken.stored == set(keys_of(TEXTS[:1]))
-        assert taken.others == dict.fromkeys(keys_of(TEXTS[1:3]), other.owner)
+        assert taken.others == {other.owner: set(keys_of(TEXTS[1:3]))}
         assert taken.mine == set(keys_of(TEXTS[3:5]))
         assert mine.take(keys_of(TEXTS[3:5])).mine == set(keys_of(TEXTS[3:5])), (
             "one's own claims do not stand in the way"
@@ -129,11 +134,9 @@ def test_a_writer_waits_for_what_another_encodes_and_finds_it(store):
     ):
         waited: list[int] = []
         held = keys_of(TEXTS[:20])
-        for key, text in zip(held, TEXTS, strict=False):
-            other.add(key, text.encode())
+        other.add(payloads_of(held))
         other._encode_window()  # claimed and encoded, not stored yet
-        for key, text in zip(keys_of(TEXTS[:30]), TEXTS, strict=False):
-            fill.add(key, text.encode())
+        fill.add(payloads_of(keys_of(TEXTS[:30])))
         fill.flush()
         assert fill.waiting == 20
         threading.Timer(0.3, other.flush).start()
@@ -147,8 +150,7 @@ def test_a_writer_that_stores_nothing_for_too_long_is_not_waited_for(store):
         frozen.take(keys_of(TEXTS[:20]))
         encoder = CountingEncoder()
         with store.fill(encoder, Limits(claim_seconds=0.1)) as fill:
-            for key, text in zip(keys_of(TEXTS[:20]), TEXTS, strict=False):
-                fill.add(key, text.encode())
+            fill.add(payloads_of(keys_of(TEXTS[:20])))
             fill.flush()
             assert encoder.seen == []
             fill.settle()
@@ -258,8 +260,7 @@ def test_what_was_put_off_is_claimed_window_by_window(store):
     with store.writing(), Claims(store.root, store.index) as other:
         other.take(keys_of(TEXTS[:40]))
         with store.fill(Watched(), Limits(shard_rows=10, window_rows=8)) as fill:
-            for key, text in zip(keys_of(TEXTS[:40]), TEXTS, strict=False):
-                fill.add(key, text.encode())
+            fill.add(payloads_of(keys_of(TEXTS[:40])))
             fill.flush()
             other.release()
             fill.settle()
@@ -269,7 +270,7 @@ def test_what_was_put_off_is_claimed_window_by_window(store):
 def test_a_lock_ends_with_its_holder_though_a_forked_child_lives_on(store):
     reader, writer = os.pipe()
     with store.writing(), store.fill(CountingEncoder()) as fill:
-        fill.add(*next(zip(keys_of(TEXTS), [TEXTS[0].encode()], strict=False)))
+        fill.add(payloads_of(keys_of(TEXTS[:1])))
         fill.flush()
         child = os.fork()
         if child == 0:

@@ -101,8 +101,7 @@ def test_many_shards_are_gathered_in_order(store):
     names = keys(fingerprint(encoder.spec), [str(number).encode() for number in range(500)])
     with store.writing():
         fill = store.fill(encoder, Limits(shard_rows=7, window_rows=5))
-        for number, name in enumerate(names):
-            fill.add(name, str(number).encode())
+        fill.add({name: str(number).encode() for number, name in enumerate(names)})
         fill.flush()
     assert len(store.index.shards()) > 40  # more than are kept mapped
     order = np.random.default_rng(0).permutation(500)
