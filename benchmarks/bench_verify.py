@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import common
-from cachestore import files, open_store, shard
+from cachestore import files, layout, open_store, shard
 from cachestore.keys import Key
 from cachestore.store import Store
 from cachestore.verify import verify
@@ -41,8 +41,8 @@ def _split(joined: bytes) -> list[bytes]:
 def digest_all(root: Path) -> int:
     """SHA-256 of every shard, mapped, one after the other; returns the bytes."""
     total = 0
-    for name in files.content_sizes(root, shard.FOLDER, shard.SUFFIX):
-        data = files.map_file(files.content_path(root, shard.FOLDER, name, shard.SUFFIX))
+    for name in layout.content_sizes(root, shard.FOLDER, shard.SUFFIX):
+        data = files.map_file(layout.content_path(root, shard.FOLDER, name, shard.SUFFIX))
         sha256(data).digest()
         total += data.nbytes
     return total

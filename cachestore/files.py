@@ -20,9 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from cachestore.errors import DamageError, StoreError, StoreFull, StoreNotWritable, StoreWriteFailed
-from cachestore.layout import content_path as content_path  # noqa: PLC0414
-from cachestore.layout import content_sizes as content_sizes  # noqa: PLC0414
-from cachestore.layout import entries, reading
+from cachestore.layout import content_path, entries, reading
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}

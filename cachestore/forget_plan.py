@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files, references, shard
+from cachestore import layout, references, shard
 from cachestore import manifest as manifests
 from cachestore.dataset import open_dataset
 from cachestore.dataset import payloads as cells_of
@@ -130,7 +130,7 @@ def _fingerprints(store: Store) -> set[Fingerprint]:
     found = set(store.index.specs())
     for manifest in _readable(store.root):
         found |= {column.fingerprint for column in manifest.columns}
-    for name in files.content_sizes(store.root, shard.FOLDER, shard.SUFFIX):
+    for name in layout.content_sizes(store.root, shard.FOLDER, shard.SUFFIX):
         found.add(_open(store.root, name).fingerprint)
     return found
 
@@ -145,7 +145,7 @@ def _shards(store: Store, wanted: Wanted, there: set[bytes]) -> Iterator[Held]:
     places = {
         (names.get(number), row) for number, row in zip(indexed.shards.tolist(), indexed.rows.tolist(), strict=True)
     }
-    for name in sorted(files.content_sizes(store.root, shard.FOLDER, shard.SUFFIX)):
+    for name in sorted(layout.content_sizes(store.root, shard.FOLDER, shard.SUFFIX)):
         found = _open(store.root, name)
         rows = wanted.among(found.keys)
         there.update(found.keys[rows].tolist())

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files, shard
+from cachestore import layout, shard
 from cachestore.errors import UsageError
 from cachestore.index import ShardEntry
 from cachestore.pins import Pin
@@ -110,12 +110,12 @@ class GcPlan:
 
 def shard_path(root: Path, name: str) -> Path:
     """Where the shard of that name lies."""
-    return files.content_path(root, shard.FOLDER, name, shard.SUFFIX)
+    return layout.content_path(root, shard.FOLDER, name, shard.SUFFIX)
 
 
 def chunk_path(root: Path, identity: str) -> Path:
     """Where the chunk of that id lies."""
-    return files.content_path(root, "chunks", identity, ".arrow")
+    return layout.content_path(root, "chunks", identity, ".arrow")
 
 
 def items(folder: Path, prefix: str = "") -> tuple[Item, ...]:

@@ -89,7 +89,7 @@ def disagreement(root: Path, index: Index) -> tuple[list[int], list[str]]:
     Raises DamageError for an indexed shard that has another size than when it was written.
     """
     indexed = {entry.name: entry for entry in index.shards().values()}
-    on_disk = files.content_sizes(root, shard.FOLDER, shard.SUFFIX)
+    on_disk = layout.content_sizes(root, shard.FOLDER, shard.SUFFIX)
     for name, size in on_disk.items():
         if name in indexed and size != indexed[name].nbytes:
             raise DamageError(
@@ -110,7 +110,7 @@ def rebuild(root: Path, index: Index) -> int:
     fresh = Index(folder, readonly=False)
     try:
         fresh.count_from(index.next_number())
-        rows = _commit(root, fresh, sorted(files.content_sizes(root, shard.FOLDER, shard.SUFFIX)))
+        rows = _commit(root, fresh, sorted(layout.content_sizes(root, shard.FOLDER, shard.SUFFIX)))
     finally:
         fresh.close()
     with locks.held(root, "index", exclusive=True, timeout=header.LOCK_SECONDS):

@@ -15,6 +15,7 @@ from cachestore import (
     files,
     header,
     index_file,
+    layout,
     locks,
     reconcile,
     repair_logs,
@@ -68,7 +69,7 @@ def _carry_out(planned: RepairPlan) -> None:
         header.renew(root)
     for one in planned.displaced:
         if not one.left:
-            files.put_back(root, root / one.path, files.content_path(root, shard.FOLDER, one.name, shard.SUFFIX))
+            files.put_back(root, root / one.path, layout.content_path(root, shard.FOLDER, one.name, shard.SUFFIX))
     waiting = {mend.name for mend in planned.shards}
     for mend in planned.shards:
         found = salvage(root / mend.path, planned.known, planned.entries.get(mend.name))

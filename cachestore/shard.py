@@ -20,7 +20,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from cachestore import files
+from cachestore import files, layout
 from cachestore.errors import DamageError, StoreFormatError
 from cachestore.keys import SIZE, Fingerprint, Json, Key, fingerprint
 
@@ -154,7 +154,7 @@ def serialise(spec: Mapping[str, Json], keys: NDArray[np.void], vectors: NDArray
 
 def open_shard(root: Path, name: str) -> Shard:
     """Map a shard. Raises DamageError when it is missing or torn, StoreFormatError when a newer version wrote it."""
-    path = files.content_path(root, FOLDER, name, SUFFIX)
+    path = layout.content_path(root, FOLDER, name, SUFFIX)
     try:
         data = files.map_file(path)
         reader = pa.ipc.open_file(pa.py_buffer(data))
@@ -175,7 +175,7 @@ def open_shard(root: Path, name: str) -> Shard:
 
 def make_durable(root: Path, name: str) -> None:
     """Sync a shard that another process published, and the folders that lead to it."""
-    files.make_durable(files.content_path(root, FOLDER, name, SUFFIX))
+    files.make_durable(layout.content_path(root, FOLDER, name, SUFFIX))
 
 
 def digest(root: Path, name: str) -> str:
@@ -183,7 +183,7 @@ def digest(root: Path, name: str) -> str:
 
     Raises FileNotFoundError, DamageError for a file that the disk cannot read.
     """
-    path = files.content_path(root, FOLDER, name, SUFFIX)
+    path = layout.content_path(root, FOLDER, name, SUFFIX)
     try:
         data = files.map_file(path)
     except ValueError:  # an empty file

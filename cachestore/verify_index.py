@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files, shard
+from cachestore import layout, shard
 from cachestore.errors import DamageError
 from cachestore.findings import Findings
 from cachestore.index import Index, ShardEntry
@@ -227,7 +227,7 @@ class IndexCheck:
 
     def check_unindexed(self) -> None:
         """Shards on disk that the index does not know: a killed build leaves one, and the next indexes it."""
-        on_disk = files.content_sizes(self._shards.root, shard.FOLDER, shard.SUFFIX)
+        on_disk = layout.content_sizes(self._shards.root, shard.FOLDER, shard.SUFFIX)
         self.entries = self._index.shards()
         for name in sorted(on_disk.keys() - {entry.name for entry in self.entries.values()}):
             try:

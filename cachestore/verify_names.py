@@ -17,6 +17,7 @@ from cachestore.sealed import unseal
 
 LINES = "Run `cachestore repair`: it keeps the lines that can be read."
 ASIDE = "Run `cachestore repair`: it moves the file to quarantine."
+REWRITE = "Run `cachestore repair`: it writes anew what can still be read of it, and says what is lost."
 LOST = (
     "Restore it from a backup, or build the data of its newest version again, which begins the name anew. "
     "What is tagged is still there as NAME@TAG."
@@ -122,7 +123,7 @@ def _check_tags(root: Path, names: Iterable[str] | None, findings: Findings) -> 
         except ManifestNotFound:
             continue  # deleted meanwhile
         except DamageError as error:
-            findings.damage("tag", what, reason(error), f"{ASIDE} Then tag again.")
+            findings.damage("tag", what, reason(error), REWRITE)
             continue
         label = f"{tag.name}@{tag.tag}"
         if _there(root, label, tag.manifest, "tag", findings):
@@ -136,7 +137,7 @@ def _check_pins(root: Path, findings: Findings) -> list[Root]:
         try:
             pin = references.read_pin(root, run)
         except DamageError as error:
-            findings.damage("pin", f"pins/{run}.json", reason(error), f"{ASIDE} The run is then not pinned.")
+            findings.damage("pin", f"pins/{run}.json", reason(error), REWRITE)
             continue
         if pin is not None:
             found += [

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cachestore
 from cachestore.errors import StoreNotFound
 from cli import build, options, output
 
@@ -47,10 +46,11 @@ def command(
     """
     columns = build.columns_of(config, column or [], encoder or [])
     from cachestore.explain import explain
+    from cachestore.store import open_to_read
 
     out = output.Output(as_json, quiet)
     try:
-        opened = cachestore.open_store(store, mode="r")
+        opened = open_to_read(store)
     except StoreNotFound as error:
         out.say(str(error))
         found = explain(None, data, columns)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import cachestore
 from cli import options, output
 
 if TYPE_CHECKING:
@@ -43,8 +42,9 @@ def command(
         4    damage found in the store
     """
     from cachestore.stats import stats
+    from cachestore.store import open_to_read
 
-    with cachestore.open_store(store, mode="r") as opened:
+    with open_to_read(store) as opened:
         found = stats(opened, sample=sample)
     output.Output(as_json, quiet).result(_summary(found), _text(found))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files, forget, gc, open_store, shard
+from cachestore import forget, gc, layout, open_store, shard
 from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import CachestoreError
@@ -139,7 +139,7 @@ def state(folder: str) -> dict[str, Any]:
             "pins": [pin.run for pin in pins(store.root)],
             "settled": store.settled(),
             "tmp": [path.name for path in (store.root / "tmp").iterdir()],
-            "on_disk": len(files.content_sizes(store.root, "shards", ".arrow")),
+            "on_disk": len(layout.content_sizes(store.root, "shards", ".arrow")),
         }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore import files, open_store, shard
+from cachestore import layout, open_store, shard
 from cachestore.build import Build, run
 from cachestore.fill import Limits
 from cachestore.findings import Finding
@@ -45,9 +45,9 @@ class Damaged:
 
     def shards(self) -> list[Path]:
         """The files of shards, largest first."""
-        names = files.content_sizes(self.root, shard.FOLDER, shard.SUFFIX)
+        names = layout.content_sizes(self.root, shard.FOLDER, shard.SUFFIX)
         order = sorted(names, key=lambda name: (-names[name], name))
-        return [files.content_path(self.root, shard.FOLDER, name, shard.SUFFIX) for name in order]
+        return [layout.content_path(self.root, shard.FOLDER, name, shard.SUFFIX) for name in order]
 
     def one(self, folder: str) -> Path:
         """The one content file of a folder."""

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from cachestore import files, forget, gc, gc_plan, open_store
+from cachestore import forget, gc, gc_plan, layout, open_store
 from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import DamageError, ManifestNotFound, StoreLocked, StoreNotWritable, UsageError
@@ -264,8 +264,8 @@ def test_readers_of_other_shards_are_not_waited_for(store):
 
 def test_damage_is_repaired_before_and_nothing_is_half_done(store, tmp_path):
     build(store, table(tmp_path, 0, 10), "first")
-    (name,) = files.content_sizes(store.root, "shards", ".arrow")
-    path = files.content_path(store.root, "shards", name, ".arrow")
+    (name,) = layout.content_sizes(store.root, "shards", ".arrow")
+    path = layout.content_path(store.root, "shards", name, ".arrow")
     data = bytearray(path.read_bytes())
     data[bytes(data).index(vector(4).tobytes())] ^= 1
     path.chmod(0o644)
@@ -282,7 +282,7 @@ def test_damage_is_repaired_before_and_nothing_is_half_done(store, tmp_path):
 def test_a_damaged_chunk_with_the_key_goes(store, tmp_path):
     build(store, table(tmp_path, 0, 10), "first")
     ((chunk, _),) = store.manifest("first").chunks
-    path = files.content_path(store.root, "chunks", chunk, ".arrow")
+    path = layout.content_path(store.root, "chunks", chunk, ".arrow")
     data = bytearray(path.read_bytes())
     data[bytes(data).index(key_of(7))] ^= 1
     path.chmod(0o644)
@@ -299,7 +299,7 @@ def test_ten_thousand_keys_are_looked_for_in_a_large_loose_chunk_in_a_second(sto
     held = np.frombuffer(random.bytes(32 * manifests.CHUNK_ROWS), "V32")
     chunk = manifests.write_chunk(store.root, ["text"], [held], [np.zeros(len(held), np.uint8)])
     if damaged:
-        path = files.content_path(store.root, "chunks", chunk, ".arrow")
+        path = layout.content_path(store.root, "chunks", chunk, ".arrow")
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[:-100])
     wanted = [random.bytes(32) for _ in range(10_000)]

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from cachestore import files, gc, open_store, reconcile
+from cachestore import gc, layout, open_store, reconcile
 from cachestore import manifest as manifests
 from cachestore.build import run
 from cachestore.errors import DamageError, StoreFull, StoreNotWritable, UsageError
@@ -62,7 +62,7 @@ def age(store, days, folder="."):
 
 
 def on_disk(store, folder, suffix=".arrow"):
-    return set(files.content_sizes(store.root, folder, suffix))
+    return set(layout.content_sizes(store.root, folder, suffix))
 
 
 def test_by_default_only_leftovers_go(store):
@@ -206,7 +206,7 @@ def test_repack_leaves_a_damaged_shard_alone(store):
     build(store, 9, 10, "named")
     age(store, 31)
     (name,) = on_disk(store, "shards")
-    path = files.content_path(store.root, "shards", name, ".arrow")
+    path = layout.content_path(store.root, "shards", name, ".arrow")
     data = bytearray(path.read_bytes())
     at = bytes(data).index(truth(9, 10).tobytes())
     data[at] ^= 1
@@ -240,7 +240,7 @@ def test_a_superseded_shard_stays_while_the_other_copy_is_damaged(store):
     build(store, 0, 10, "named")
     (name,) = on_disk(store, "shards")
     write_again(store, 0, 5)
-    path = files.content_path(store.root, "shards", name, ".arrow")
+    path = layout.content_path(store.root, "shards", name, ".arrow")
     data = bytearray(path.read_bytes())
     data[bytes(data).index(truth(3, 4).tobytes())] ^= 1
     path.chmod(0o644)
@@ -378,7 +378,7 @@ def test_nothing_goes_while_a_root_cannot_be_read(store):
     build(store, 0, 10, "named")
     build(store, 10, 20)
     (chunk, *_) = [identity for identity, _ in store.manifest("named").chunks]
-    path = files.content_path(store.root, "chunks", chunk, ".arrow")
+    path = layout.content_path(store.root, "chunks", chunk, ".arrow")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.chmod(0o644)

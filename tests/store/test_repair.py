@@ -13,7 +13,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from cachestore import files, open_store, references, shard
+from cachestore import layout, open_store, references, shard
 from cachestore.errors import StoreLocked, StoreNotFound
 from cachestore.forget import forget
 from cachestore.manifest import read_chunks
@@ -369,7 +369,7 @@ def test_killed_at_any_step_it_loses_nothing_and_the_next_one_finishes(store, tm
 def test_an_unindexed_damaged_shard_no_longer_stops_builds(store):
     keys = [bytes([number]) * 32 for number in range(4)]
     name, _ = shard.write(store.root, store.encoder.spec, keys, np.ones((4, 8), np.float16))
-    path = files.content_path(store.root, shard.FOLDER, name, shard.SUFFIX)
+    path = layout.content_path(store.root, shard.FOLDER, name, shard.SUFFIX)
     store.flip(path, path.read_bytes().index(keys[2]))
     assert [mend.salvaged for mend in repair(store.root).shards] == [3]
     assert rebuilt(store)[1] == 0

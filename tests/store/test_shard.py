@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from cachestore import files, shard
+from cachestore import layout, shard
 from cachestore.errors import DamageError, StoreFormatError
 from cachestore.keys import fingerprint, key
 
@@ -24,7 +24,7 @@ def some(rows: int, dim: int = 8, spec=SPEC):
 
 
 def path_of(root, name):
-    return files.content_path(root, shard.FOLDER, name, shard.SUFFIX)
+    return layout.content_path(root, shard.FOLDER, name, shard.SUFFIX)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])

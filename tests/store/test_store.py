@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import cachestore
-from cachestore import files, locks, open_store, references, shard
+from cachestore import layout, locks, open_store, references, shard
 from cachestore.build import run as run_build
 from cachestore.errors import (
     DamageError,
@@ -192,7 +192,7 @@ def test_a_shard_that_was_deleted_is_encoded_again(tmp_path):
         store.embed(["a", "b"], CountingEncoder())
         kept = store.embed(["c"], CountingEncoder())
         victim = next(entry.name for entry in store.index.shards().values() if entry.rows == 2)
-        files.content_path(store.root, shard.FOLDER, victim, shard.SUFFIX).unlink()
+        layout.content_path(store.root, shard.FOLDER, victim, shard.SUFFIX).unlink()
     encoder = CountingEncoder()
     with open_store(tmp_path / "store") as store:
         with store.writing():
@@ -319,7 +319,7 @@ def test_a_dropped_shard_leaves_its_keys_to_another_that_holds_them(tmp_path):
         number, _ = store.put(encoder.spec, names, vectors)
         store.put(encoder.spec, names[::-1], vectors[::-1])
         victim = store.index.shards()[number].name
-    files.content_path(tmp_path / "store", shard.FOLDER, victim, shard.SUFFIX).unlink()
+    layout.content_path(tmp_path / "store", shard.FOLDER, victim, shard.SUFFIX).unlink()
     with open_store(tmp_path / "store") as store:
         with store.writing():
             assert store.settled()
@@ -369,7 +369,7 @@ def test_a_damaged_name_does_not_hide_the_others(store):
     for name in ("a", "b", "c"):
         cachestore.build(store, {"text": [name]}, {"text": CountingEncoder()}, name=name)
     (store.root / "names" / "a.jsonl").write_bytes(b"")
-    files.content_path(store.root, "manifests", store.log("b")[-1].manifest, ".json").unlink()
+    layout.content_path(store.root, "manifests", store.log("b")[-1].manifest, ".json").unlink()
     assert [(name.name, name.manifest is not None, bool(name.fault)) for name in store.names()] == [
         ("a", False, True),
         ("b", False, True),
@@ -451,7 +451,7 @@ def test_a_shard_that_is_gone_leaves_its_keys_to_another_in_one_step(tmp_path, m
         number, _ = store.put(encoder.spec, names, vectors)
         store.put(encoder.spec, names[::-1], vectors[::-1])
         victim = store.index.shards()[number].name
-    files.content_path(tmp_path / "store", shard.FOLDER, victim, shard.SUFFIX).unlink()
+    layout.content_path(tmp_path / "store", shard.FOLDER, victim, shard.SUFFIX).unlink()
     child = os.fork()
     if child == 0:
         write = Index._write

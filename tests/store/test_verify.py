@@ -15,7 +15,7 @@ import lmdb.verify
 import numpy as np
 import pytest
 
-from cachestore import build, files, index_checker, index_file, open_store, references, shard, verify_index
+from cachestore import build, files, index_checker, index_file, layout, open_store, references, shard, verify_index
 from cachestore import manifest as manifests
 from cachestore.errors import ManifestNotFound, StoreError, StoreFormatError, StoreNotFound
 from cachestore.findings import Findings
@@ -130,7 +130,7 @@ def raw_shard(store, vectors, keys, checks=None):
     """A shard as no encoder of ours would write it, with the checks given."""
     with open_store(store.root) as opened, opened.writing():
         name, nbytes = shard.write(store.root, store.encoder.spec, keys, vectors)
-        path = files.content_path(store.root, shard.FOLDER, name, shard.SUFFIX)
+        path = layout.content_path(store.root, shard.FOLDER, name, shard.SUFFIX)
         if checks is not None:
             found = shard.open_shard(store.root, name)
             data = path.read_bytes().replace(found.checks.tobytes(), checks.tobytes())
@@ -469,7 +469,7 @@ def test_an_unindexed_shard_is_a_notice_when_it_is_sound_and_damage_when_it_is_n
     report = store.verify(read_data=False)
     assert not report.damage
     assert "not indexed yet" in report.notices[0].detail
-    store.flip(files.content_path(store.root, shard.FOLDER, name, shard.SUFFIX), 700)
+    store.flip(layout.content_path(store.root, shard.FOLDER, name, shard.SUFFIX), 700)
     assert kinds(store.verify(read_data=False).damage) == {"shard"}
 
 
@@ -479,7 +479,7 @@ def test_a_name_is_checked_alone(store):
         place_of = opened.index.lookup(keys.tolist())
         names = opened.index.names(set(place_of.shards.tolist()))
     for name in names.values():
-        files.content_path(store.root, shard.FOLDER, name, shard.SUFFIX).unlink()
+        layout.content_path(store.root, shard.FOLDER, name, shard.SUFFIX).unlink()
     assert not store.verify("first").damage
     assert store.verify("first@1", "first").manifests == 1
     assert kinds(store.verify("second").damage) == {"vector", "shard"}
