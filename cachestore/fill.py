@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachestore.claims import Claims
-from cachestore.encoders import Encoder
+from cachestore.encoders import Encoded, Encoder
 from cachestore.errors import EncoderError, StoreError
 from cachestore.keys import Key
 
@@ -215,13 +215,16 @@ class Fill:
     def _encode(self, keys: list[Key], window: Mapping[Key, bytes]) -> None:
         began = time.monotonic()
         payloads = [window[key] for key in keys]
-        vectors = _as_numbers(self.encoder.encode(payloads))
+        returned = self.encoder.encode(payloads)
+        vectors, refused = returned if isinstance(returned, Encoded) else (returned, {})
+        vectors = _as_numbers(vectors)
         if vectors.shape != (len(payloads), self.encoder.dim):
             raise EncoderError(
                 f"The encoder returned an array of shape {vectors.shape} for {len(payloads)} payloads of dimension {self.encoder.dim}. "
                 "It must return one vector per payload, in order; nothing of this batch was stored."
             )
         stored, reasons = _as_stored(vectors, self._dtype)
+        reasons |= refused
         self.refused.update({keys[row]: reason for row, reason in reasons.items()})
         if reasons:
             stored = np.delete(stored, list(reasons), axis=0)

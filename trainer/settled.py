@@ -25,7 +25,7 @@ class SettledEncoder:
     dim: int
     store: Store
 
-    def encode(self, payloads: Sequence[bytes]) -> NDArray[np.float32]:
+    def encode(self, payloads: Sequence[bytes]) -> NDArray[np.float32] | Encoded:
         """(len(payloads), dim) vectors. Raises EncoderError when the feature's encoder is no longer the one of the spec."""
         settings = self.feature.encoder
         if "precision" in type(settings).model_fields:

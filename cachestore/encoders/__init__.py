@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from cachestore.errors import ConfigError
 from cachestore.keys import Fingerprint, Json
 
 __all__ = [
+    "Encoded",
     "Encoder",
     "EncoderLike",
     "HashingSettings",
@@ -44,6 +45,13 @@ __all__ = [
 ]
 
 
+class Encoded(NamedTuple):
+    """Vectors (n, dim) of n payloads, and by row why one has none: such a row of ``vectors`` counts for nothing."""
+
+    vectors: NDArray[np.float32]
+    refused: Mapping[int, str]
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """A frozen model: payloads to one vector each. Its fingerprint is that of its ``spec``."""
@@ -56,7 +64,7 @@ class Encoder(Protocol):
     def dim(self) -> int:
         """Length of a vector."""
 
-    def encode(self, payloads: Sequence[bytes]) -> NDArray[np.float32]:
+    def encode(self, payloads: Sequence[bytes]) -> NDArray[np.float32] | Encoded:
         """(len(payloads), dim) vectors in the order given; a vector depends on its own payload alone."""
 
 
