@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from cachestore.encoders import Encoded
 from cachestore.errors import EncoderError
 from cachestore.keys import Json, fingerprint
 from cachestore.store import Store
