@@ -249,7 +249,7 @@ class Index:
         """The specs of all encoders that had vectors here."""
 
         def read(txn: Transaction) -> dict[Fingerprint, Mapping[str, Json]]:
-            return {Fingerprint(bytes(key)): dict(json.loads(bytes(value))) for key, value in txn.cursor()}
+            return {Fingerprint(bytes(key)): _spec(value) for key, value in txn.cursor()}
 
         return self._read(b"specs", read)
 
@@ -258,22 +258,36 @@ class Index:
 
         def read(txn: Transaction) -> Mapping[str, Json] | None:
             value = txn.get(fingerprint)
-            return None if value is None else dict(json.loads(bytes(value)))
+            return None if value is None else _spec(value)
 
         return self._read(b"specs", read)
 
     def recall(self, key: bytes) -> bytes | None:
         """A remembered fact, or None. Remembering only saves time: an answer must be checkable or derivable again."""
-        value = bytes(self._read(b"memo", lambda txn: txn.get(key)) or b"")
-        check, fact = value[:8], value[8:]
-        return fact if check == xxhash.xxh3_64_digest(key + fact) else None  # a rotten one is none
+        return self.recall_all([key])[0]
+
+    def recall_all(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As ``recall`` for each of the keys."""
+
+        def read(txn: Transaction) -> list[bytes]:
+            return [bytes(txn.get(key) or b"") for key in keys]
+
+        facts = self._read(b"memo", read)
+        return [
+            fact[8:] if fact[:8] == xxhash.xxh3_64_digest(key + fact[8:]) else None  # a rotten one is none
+            for key, fact in zip(keys, facts, strict=True)
+        ]
 
     def remember(self, key: bytes, fact: bytes) -> None:
         """Remember a fact under a key of at most 511 bytes; does nothing in an index opened for reading, or kept busy by another."""
+        self.remember_all({key: fact})
+
+    def remember_all(self, facts: Mapping[bytes, bytes]) -> None:
+        """As ``remember`` for each of the facts, in one transaction."""
         if not self.readonly:
-            value = xxhash.xxh3_64_digest(key + fact) + fact
+            values = sorted((key, xxhash.xxh3_64_digest(key + fact) + fact) for key, fact in facts.items())
             with contextlib.suppress(StoreLocked):
-                self._write(lambda txn, dbs: txn.put(key, value, db=dbs[b"memo"]), wait=_MEMO_SECONDS)
+                self._write(lambda txn, dbs: txn.cursor(dbs[b"memo"]).putmulti(values), wait=_MEMO_SECONDS)
 
     def _read(self, database: bytes, body: Callable[[Transaction], _T]) -> _T:
         with self._sound():
@@ -290,7 +304,7 @@ class Index:
         """What cannot be taken apart is damaged: LMDB keeps no checksums."""
         try:
             yield
-        except (struct.error, ValueError, KeyError, TypeError, IndexError) as error:
+        except (struct.error, ValueError, KeyError, IndexError) as error:
             raise DamageError(
                 f"The index {self.folder} is damaged ({error}). Run `cachestore repair`: it fills a new one from the shards."
             ) from error
@@ -325,6 +339,13 @@ class Index:
             raise StoreFormatError(
                 f"The index {self.folder} has format {int(bytes(number))}; this version reads up to {FORMAT}. Upgrade cachestore."
             )
+
+
+def _spec(value: Any) -> Mapping[str, Json]:
+    found = json.loads(bytes(value))
+    if not isinstance(found, dict):
+        raise ValueError("a spec is not a mapping")
+    return found
 
 
 def _place(

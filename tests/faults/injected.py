@@ -84,11 +84,11 @@ def _before_os(name: str, fault: Callable[[], None]) -> None:
 def _before_commit(fault: Callable[[], None]) -> None:
     real = Environment.write
 
-    def write(self: Environment, body: Any) -> Any:
+    def write(self: Environment, body: Any, *wait: float) -> Any:
         try:
             fault()
         except OSError as error:  # as LMDB says it
             raise files.translate(error, self.folder) from error
-        return real(self, body)
+        return real(self, body, *wait)
 
     Environment.write = write  # type: ignore[method-assign]

@@ -121,8 +121,8 @@ def _watch_lmdb(journal: Journal, copies: Path) -> None:
         begin(self, *args, **settings)
         copy(self)
 
-    def noted_write(self: Environment, body: Any) -> Any:
-        result = write(self, body)
+    def noted_write(self: Environment, body: Any, *wait: float) -> Any:
+        result = write(self, body, *wait)
         copy(self)
         return result
 
