@@ -29,6 +29,7 @@ DOORS = {
         "cachestore/delimited.py",
         "cachestore/formats.py",
         "cachestore/tables.py",
+        "cachestore/picture_cells.py",
         # what leaves the store, and what comes from elsewhere
         "cachestore/export.py",
         "cachestore/carried.py",
@@ -37,8 +38,14 @@ DOORS = {
         "trainer/features/",
         "cli/predict.py",  # writes predictions as Parquet
     ),
-    "torch": ("cachestore/encoders/text.py", "cachestore/encoders/_torchvision.py", "trainer/"),
-    "transformers": ("cachestore/encoders/text.py",),
+    "torch": (
+        "cachestore/encoders/text.py",
+        "cachestore/encoders/text_model.py",
+        "cachestore/encoders/pooling.py",
+        "cachestore/encoders/_torchvision.py",
+        "trainer/",
+    ),
+    "transformers": ("cachestore/encoders/text_model.py",),
     "torchvision": (),
     "peft": (),
     "ray": (),

@@ -22,10 +22,14 @@ CHARACTERS_PER_TOKEN: Final = 256
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A transformers tokenizer with the length at which it cuts, its own special tokens included."""
+    """A transformers tokenizer with the length at which it cuts, its own special tokens included.
+
+    ``prompt`` stands before every text, so it counts in that length.
+    """
 
     backend: Any
     max_sequence_length: int
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         special = self.backend.num_special_tokens_to_add(pair=False)
@@ -37,9 +41,8 @@ class Tokenizer:
 
     def tokens(self, payloads: Sequence[bytes]) -> list[Tokens]:
         """The tokens of each text, at least one. Raises DataError for a payload that is not UTF-8."""
-        encoded = self._encode(
-            [_text(payload)[: CHARACTERS_PER_TOKEN * self.max_sequence_length] for payload in payloads]
-        )
+        most = CHARACTERS_PER_TOKEN * self.max_sequence_length
+        encoded = self._encode([(self.prompt + _text(payload))[:most] for payload in payloads])
         rows = [encoded["input_ids"], *([encoded["token_type_ids"]] if self._sets_segments else [])]
         return [np.array(ids, np.int64) if ids[0] else self._of_empty_text for ids in zip(*rows, strict=True)]
 

@@ -15,7 +15,8 @@ import transformers
 from numpy.typing import NDArray
 
 from cachestore import keys
-from cachestore.encoders import open_encoder, text
+from cachestore.encoders import open_encoder, text, text_model, tokens
+from cachestore.encoders.batches import Budget
 from cachestore.errors import DataError, EncoderError
 from tests.store import tiny_models
 from tests.store.tiny_models import TEXTS
@@ -97,9 +98,11 @@ def test_many_batches_and_windows_keep_the_callers_order(
 ) -> None:
     payloads = [PAYLOADS[i % len(PAYLOADS)] + b" %d" % i for i in range(40)]
     expected = encode(saved("bert"), payloads)
+    monkeypatch.setattr(text, "_FIRST_WINDOW", 3)
     monkeypatch.setattr(text, "_WINDOW", 7)
-    monkeypatch.setattr(text, "_tokens_per_batch", lambda device: 24)
-    np.testing.assert_allclose(encode(saved("bert"), payloads), expected, rtol=0, atol=1e-5)
+    for most in (1, 24):
+        monkeypatch.setattr(text, "_budget", lambda *_, most=most: Budget(most))
+        np.testing.assert_allclose(encode(saved("bert"), payloads), expected, rtol=0, atol=1e-5)
 
 
 def test_normalize_gives_unit_vectors_in_the_same_direction(saved: Callable[[str], Path]) -> None:
@@ -118,9 +121,9 @@ def test_a_huge_cell_is_cut_before_it_is_tokenised(
     saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    original = text.Tokenizer._encode
+    original = tokens.Tokenizer._encode
     monkeypatch.setattr(
-        text.Tokenizer, "_encode", lambda self, texts: seen.extend(map(len, texts)) or original(self, texts)
+        tokens.Tokenizer, "_encode", lambda self, texts: seen.extend(map(len, texts)) or original(self, texts)
     )
     encode(saved("bert"), [b"refund " * 1_500_000])
     assert seen == [32 * 256]
@@ -145,7 +148,7 @@ def test_the_weights_own_dtype_does_not_decide(saved: Callable[[str], Path], tmp
 
 def test_no_texts_give_no_vectors_and_load_nothing(saved: Callable[[str], Path]) -> None:
     assert encode(saved("bert"), []).shape == (0, 16)
-    assert not text._loaded
+    assert not text_model._loaded
 
 
 def test_a_payload_that_is_not_utf8_is_a_data_error(saved: Callable[[str], Path]) -> None:
@@ -156,11 +159,11 @@ def test_a_payload_that_is_not_utf8_is_a_data_error(saved: Callable[[str], Path]
 def test_specs_of_the_same_weights_share_one_model(saved: Callable[[str], Path]) -> None:
     encode(saved("bert"), [b"a"], reduce_output="mean")
     encode(saved("bert"), [b"a"], reduce_output="max", max_sequence_length=8)
-    assert len(text._loaded) == 1
+    assert len(text_model._loaded) == 1
     encode(saved("bert"), [b"a"], precision="bfloat16")
-    assert len(text._loaded) == 2
+    assert len(text_model._loaded) == 2
     text.release()
-    assert not text._loaded
+    assert not text_model._loaded
 
 
 def test_an_encoder_can_cross_processes(saved: Callable[[str], Path]) -> None:
@@ -238,16 +241,54 @@ def test_loading_says_nothing(saved: Callable[[str], Path], capfd: pytest.Captur
 
 def test_a_gpu_without_room_gets_smaller_batches() -> None:
     texts = [np.full((1, 2), i) for i in range(7)]
+    budget = Budget(100)
 
-    def forward(part: Any) -> torch.Tensor:
+    def forward(part: Any) -> list[torch.Tensor]:
         if len(part) > 2:
             raise torch.OutOfMemoryError("no room")
-        return torch.tensor([[float(ids[0, 0])] for ids in part])
+        return [torch.tensor([[float(ids[0, 0])] for ids in part]), torch.zeros(len(part), 3)]
 
-    assert text._within_memory(forward, texts).flatten().tolist() == list(range(7))
+    first, second = text._within_memory(forward, texts, budget)
+    assert (first.flatten().tolist(), second.shape) == (list(range(7)), (7, 3))
+    assert budget.tokens <= 7, "later batches are smaller from the start"
+    assert not budget.measuring
 
-    def full(part: Any) -> torch.Tensor:
+    def full(part: Any) -> list[torch.Tensor]:
         raise torch.OutOfMemoryError("no room")
 
     with pytest.raises(EncoderError, match="no room for one text of 2 tokens"):
-        text._within_memory(full, texts)
+        text._within_memory(full, texts, budget)
+
+
+# -- several encoders in one pass --------------------------------------------------------------------------------------
+
+
+def specs_of(directory: Path, *settings: dict[str, Any]) -> list[Any]:
+    base = {"type": "auto_transformer", "pretrained_model_name_or_path": str(directory), "precision": "float32"}
+    return [open_encoder({**base, "max_sequence_length": 32, **each}).spec for each in settings]
+
+
+def test_encoders_that_share_weights_take_one_forward_per_distinct_text(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [{"reduce_output": "mean"}, {"reduce_output": "max", "normalize": True}, {"dtype": "float32"}]
+    specs = specs_of(saved("bert"), *settings)
+    alone = [text.encode(spec, saved("bert"), 16, PAYLOADS) for spec in specs]
+    seen: list[int] = []
+    original = text._forward
+    monkeypatch.setattr(text, "_forward", lambda *args: seen.append(len(args[-1])) or original(*args))
+    together = text.encode_many(specs, saved("bert"), [16] * 3, [*PAYLOADS, *PAYLOADS[::-1]])
+    assert sum(seen) == len(PAYLOADS)
+    for found, expected in zip(together, alone, strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, np.concatenate([expected, expected[::-1]]), rtol=0, atol=1e-5)
+
+
+def test_specs_share_a_forward_unless_model_tokens_or_precision_differ(saved: Callable[[str], Path]) -> None:
+    base, *same = specs_of(saved("bert"), {}, {"reduce_output": "max"}, {"normalize": True}, {"dtype": "float32"})
+    assert {text.share_key(spec) for spec in same} == {text.share_key(base)}
+    others = specs_of(saved("bert"), {"max_sequence_length": 31}, {"precision": "bfloat16"})
+    assert text.share_key(base) not in {text.share_key(spec) for spec in others}
+    with pytest.raises(ValueError, match="one share_key"):
+        text.encode_many([base, *others], saved("bert"), [16] * 3, PAYLOADS)
+    assert [array.shape for array in text.encode_many([base, *same], saved("bert"), [16] * 4, [])] == [(0, 16)] * 4

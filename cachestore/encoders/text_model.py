@@ -1,0 +1,214 @@
+"""Loading a transformers model with its tokenizer: for a frozen encoder, shared in this process, and to be trained."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cachestore import keys
+from cachestore.encoders import _torchvision
+from cachestore.encoders.pooling import Head
+from cachestore.encoders.tokens import Tokenizer, Tokens
+from cachestore.errors import EncoderError
+from cachestore.keys import Fingerprint, Json
+
+_torchvision.make_importable()
+
+import transformers  # noqa: E402  after the line above
+from tokenizers import normalizers  # noqa: E402
+
+_WEIGHTS = ("config", "weights", "tokenizer", "precision", "do_lower_case")
+
+_loaded: dict[Fingerprint, tuple[Any, nn.Module]] = {}
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Payloads to the inputs of a TextModule: int64 tensors (batch, tokens), padded on the right."""
+
+    tokenizer: Tokenizer
+
+    def __call__(self, payloads: Sequence[bytes]) -> dict[str, Tensor]:
+        return self.pad(self.tokenizer.tokens(payloads))
+
+    def pad(self, texts: Sequence[Tokens]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(values) for name, values in self.tokenizer.pad(texts).items()}
+
+
+class TextModule(nn.Module):
+    """A transformers model with a head on one of its hidden layers: the tensors of a batch → (batch, dim) float32."""
+
+    def __init__(self, backbone: nn.Module, head: Head, layer: int | None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.layer = layer
+
+    def forward(self, attention_mask: Tensor, **inputs: Tensor) -> Tensor:
+        hidden = hidden_states(self.backbone, {self.layer}, attention_mask, **inputs)[self.layer]
+        vectors: Tensor = self.head(hidden, attention_mask)
+        return vectors
+
+
+def hidden_states(
+    backbone: nn.Module, layers: Iterable[int | None], attention_mask: Tensor, **inputs: Tensor
+) -> dict[int | None, Tensor]:
+    """The hidden states (batch, tokens, width) after each of ``layers``: 0 are the embeddings, None is the last.
+
+    Raises EncoderError when the model does not give a state for each token of each layer.
+    """
+    wanted = set(layers)
+    options = {"output_hidden_states": True} if wanted != {None} else {}
+    output = backbone(attention_mask=attention_mask, **inputs, **options)
+    count = len(output.hidden_states) - 1 if options else 0
+    if any(layer is not None and layer >= count for layer in wanted):
+        raise EncoderError(
+            f"layer: the model gives the states of {count} hidden layers only. Set layer to one of them."
+        )
+    found = {layer: output[0] if layer is None else output.hidden_states[layer] for layer in wanted}
+    for states in found.values():
+        if states.shape[:2] != attention_mask.shape:
+            raise EncoderError(
+                f"models of type {getattr(backbone.config, 'model_type', '?')!r} are not supported as text encoders: "
+                f"for {attention_mask.shape[1]} tokens they give {states.shape[1]} states."
+            )
+    return found
+
+
+def load(spec: Mapping[str, Json], directory: Path) -> tuple[Collate, TextModule]:
+    """A model of its own, on the CPU and in train mode: what an encoder that is trained starts from.
+
+    Raises EncoderError when the files are not a model that transformers can load, or lack weights.
+    """
+    tokenizer, backbone = _load(spec, directory)
+    collate = make_collate(spec, tokenizer)
+    return collate, TextModule(backbone, make_head(spec, directory, collate), layer_of(spec)).train()
+
+
+def shared(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
+    """The tokenizer and frozen model of a spec, on the device they run on: loaded once, then kept until ``release``.
+
+    Raises EncoderError when the files are not a model that transformers can load, or lack weights.
+    """
+    key = weights_key(spec)
+    with _loading:
+        if key not in _loaded:
+            tokenizer, backbone = _load(spec, directory)
+            _loaded[key] = tokenizer, backbone.requires_grad_(False).eval().to(device())
+        return _loaded[key]
+
+
+def release(spec: Mapping[str, Json] | None = None) -> None:
+    """Forget the shared model of one spec, or all of them, so that their memory can be freed."""
+    with _loading:
+        if spec is None:
+            _loaded.clear()
+        else:
+            _loaded.pop(weights_key(spec), None)
+
+
+def weights_key(spec: Mapping[str, Json]) -> Fingerprint:
+    """Equal for specs that can use one loaded model."""
+    return keys.fingerprint({name: spec[name] for name in _WEIGHTS if name in spec})
+
+
+def make_collate(spec: Mapping[str, Json], tokenizer: Any) -> Collate:
+    """Raises EncoderError when max_sequence_length leaves no room for a text."""
+    return Collate(Tokenizer(tokenizer, int(spec["max_sequence_length"]), str(spec.get("prompt", ""))))  # type: ignore[arg-type]
+
+
+def make_head(spec: Mapping[str, Json], directory: Path, collate: Collate) -> Head:
+    """What a spec puts on the hidden states, in float32 and on the CPU."""
+    poolings = str(spec["reduce_output"]).split("+")
+    return Head(poolings, nn.Sequential(), normalize=bool(spec["normalize"]))
+
+
+def layer_of(spec: Mapping[str, Json]) -> int | None:
+    """The hidden layer that is pooled; None is the last."""
+    layer = spec.get("layer")
+    return None if layer is None else int(layer)  # type: ignore[arg-type]
+
+
+def device() -> str:
+    """Where encoders run here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
+    with _quiet():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            model = _model_class(config, directory)
+            options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model).parameters else {}
+            backbone, report = model.from_pretrained(
+                directory,
+                config=config,
+                dtype=getattr(torch, str(spec["precision"])),
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+        except EncoderError:
+            raise
+        except Exception as error:  # transformers raises whatever its parts raise, each for its own kind of broken file
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise EncoderError(f"{directory} cannot be loaded as a transformers model: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise EncoderError(
+            f"{directory} lacks weights of the model that config.json describes ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}). Save the whole model again."
+        )
+    if spec.get("do_lower_case"):
+        _lowercase(tokenizer, directory)
+    if hasattr(config, "use_cache"):
+        backbone.config.use_cache = False  # keys and values of earlier tokens: only generation reads them
+    return tokenizer, backbone
+
+
+def _model_class(config: Any, directory: Path) -> Any:
+    """The class without a head; of an encoder and decoder only the encoder."""
+    kind = type(config)
+    if kind in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        found = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING[kind]
+    elif kind in transformers.MODEL_MAPPING and not config.is_encoder_decoder:
+        found = transformers.MODEL_MAPPING[kind]
+    else:
+        raise EncoderError(f"{directory}: models of type {config.model_type!r} are not supported yet as text encoders.")
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _lowercase(tokenizer: Any, directory: Path) -> None:
+    # in the tokenizer, not on the text: special tokens written in a text are recognised before it
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise EncoderError(f"{directory}: do_lower_case is not supported yet for a tokenizer without tokenizer.json.")
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    parts = [normalizers.Lowercase(), *([normalizer] if normalizer else [])]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(parts)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading says nothing: what matters of its report is checked and raised here."""
+    logging: Any = transformers.utils.logging  # partly untyped
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.ERROR)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
