@@ -7,8 +7,8 @@ in a file of one column. JSON Lines: a key that a line lacks is null. Files are 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cachestore.errors import ColumnNotFound, DataError, nearest
 from cachestore.formats import COMPRESSED, TEXT, TYPED, open_file
+from cachestore.keys import Fingerprint, Key, keys
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
 from cachestore.tables import Reader, open_memory, reading
 
@@ -42,9 +43,16 @@ class SkippedCell:
 class Cells:
     """One column of one batch: a payload per row or None, uint8 reasons (rows,), and the skipped cells."""
 
-    payloads: list[bytes | None]
+    payloads: Sequence[bytes | None]
     reasons: NDArray[np.uint8]
     skipped: list[SkippedCell]
+    named: Mapping[Fingerprint, Sequence[Key | None]] = field(default_factory=dict)
+    """keys that are known already, by fingerprint"""
+
+    def keys(self, identity: Fingerprint) -> Sequence[Key | None]:
+        """The key of every payload under a fingerprint, None where there is no payload."""
+        known = self.named.get(identity)
+        return keys(identity, self.payloads) if known is None else known
 
 
 @final
@@ -64,6 +72,11 @@ class Dataset:
         self._reader = reader
         self._seen = seen
         self._digest: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where paths in its cells count from; None for a table in memory."""
+        return None if self.path is None else self.path.parent
 
     def digest(self) -> str | None:
         """xxh3_128 of the file's bytes in hexadecimal, read once; None for a table in memory."""
@@ -170,7 +183,7 @@ def payloads(batch: pa.RecordBatch, column: str, first_row: int) -> Cells:
     ``first_row`` is the dataset row of the batch's first.
     Integers and booleans count as their text. Raises DataError for a column of another type.
     """
-    array = _binary(batch.column(column), column)
+    array = binary_cells(batch.column(column), column)
     present = _mask(array.is_valid())
     cells: list[bytes | None] = array.to_pylist()
     skipped: list[SkippedCell] = []
@@ -196,7 +209,7 @@ def text_column(array: pa.Array | pa.ChunkedArray, column: str = "text") -> tupl
     if isinstance(array, pa.ChunkedArray):
         with reading(f"Column {column!r}"):
             array = array.combine_chunks()
-    binary = _binary(array, column)
+    binary = binary_cells(array, column)
     invalid = np.zeros(len(binary), dtype=np.bool_)
     if not _is_utf8(binary):
         rows = [row for row, _ in _invalid(binary.to_pylist())]
@@ -216,13 +229,13 @@ def _status(path: Path) -> tuple[int, ...] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _binary(array: pa.Array, column: str) -> pa.Array:
-    """The cells' bytes as a binary or large binary array."""
+def binary_cells(array: pa.Array, column: str) -> pa.Array:
+    """The cells' bytes as a binary or large binary array. Raises DataError for a column of another type than ``payloads`` takes."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     kind = array.type
     if pa.types.is_dictionary(kind):
-        array = _binary(array.dictionary, column).take(array.indices)
+        array = binary_cells(array.dictionary, column).take(array.indices)
     elif pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         array = array.cast(pa.string())
     if pa.types.is_binary_view(array.type) or pa.types.is_string_view(array.type):

@@ -17,18 +17,22 @@ _SETTLED_SECONDS = 2.0
 def digest(index: Index, path: Path) -> str:
     """SHA-256 of a file in hexadecimal, remembered by its size, times and inode; remembering only saves time."""
     status = path.stat()
-    seen = _seen(status)
+    before = seen(status)
     key = b"file:" + keys(Fingerprint(bytes(32)), [os.fsencode(path.absolute())])[0]  # type: ignore[operator]
     remembered = index.recall(key)
-    if remembered is not None and remembered[: len(seen)] == seen:
-        return remembered[len(seen) :].hex()
+    if remembered is not None and remembered[: len(before)] == before:
+        return remembered[len(before) :].hex()
     digest = encoders.sha256_of_file(path)
-    # a file changed within the clock's grain after this would keep its times, so young files are not remembered
-    settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
-    if settled and _seen(path.stat()) == seen:
-        index.remember(key, seen + bytes.fromhex(digest))
+    if settled(status) and seen(path.stat()) == before:
+        index.remember(key, before + bytes.fromhex(digest))
     return digest
 
 
-def _seen(status: os.stat_result) -> bytes:
+def settled(status: os.stat_result) -> bool:
+    """Whether a file is old enough: one changed within the clock's grain would keep its times, so young files are not remembered."""
+    return time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_SECONDS
+
+
+def seen(status: os.stat_result) -> bytes:
+    """What a file's bytes are remembered by: 36 to 40 bytes of its size, times, inode and device."""
     return struct.pack("<QqqQQ", status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)

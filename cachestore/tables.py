@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,7 +153,8 @@ def _converted(name: str, column: Any) -> pa.ChunkedArray:
             pass  # mixed cells or a lone surrogate: cell by cell below, which says what is wrong and where
     absent = column.isna().tolist() if hasattr(column, "isna") else [_absent(cell) for cell in column]
     cells: list[str | bytes | None] = []
-    for row, (cell, missing) in enumerate(zip(column, absent, strict=True)):
+    for row, (given, missing) in enumerate(zip(column, absent, strict=True)):
+        cell = os.fspath(given) if isinstance(given, os.PathLike) else given
         if not missing and not isinstance(cell, str | bytes):
             held = type(cell).__name__
             raise DataError(
