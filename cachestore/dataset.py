@@ -1,4 +1,4 @@
-"""A dataset: a file or a table in memory, read as record batches of bounded size, and its cells as payloads.
+"""A dataset: a file, a folder of pictures or a table in memory, read as record batches of bounded size, and its cells as payloads.
 
 CSV and TSV need a header. An unquoted empty cell is null and ``""`` is an empty text; blank lines are passed over, also
 in a file of one column. JSON Lines: a key that a line lacks is null. Files are UTF-8.
@@ -22,6 +22,7 @@ from cachestore.errors import ColumnNotFound, DataError, nearest
 from cachestore.formats import COMPRESSED, TEXT, TYPED, open_file
 from cachestore.keys import Fingerprint, Key, keys
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
+from cachestore.picture_folders import open_folder
 from cachestore.tables import Reader, open_memory, reading
 
 MAX_CELL_BYTES = 16 << 20
@@ -76,11 +77,15 @@ class Dataset:
     @property
     def folder(self) -> Path | None:
         """Where paths in its cells count from; None for a table in memory."""
-        return None if self.path is None else self.path.parent
+        if self.path is None or self.options["format"] == "folder":
+            return self.path
+        return self.path.parent
 
     def digest(self) -> str | None:
-        """xxh3_128 of the file's bytes in hexadecimal, read once; None for a table in memory."""
-        if self.path is not None and self._digest is None:
+        """xxh3_128 of the file's bytes in hexadecimal, read once, or of a folder's paths; None for a table in memory."""
+        if self._reader.digest is not None:
+            self._digest = self._reader.digest()
+        elif self.path is not None and self._digest is None:
             digest = xxhash.xxh3_128()
             with reading(self.label), self.path.open("rb", buffering=0) as file:
                 while block := file.read(1 << 20):
@@ -121,12 +126,12 @@ class Dataset:
             raise DataError(f"{self.label} has no rows.")
 
     def _unchanged(self) -> None:
-        if self.path is not None and _status(self.path) != self._seen:
+        if self._seen is not None and self.path is not None and _status(self.path) != self._seen:
             raise DataError(f"{self.label} changed while it was read. Run again; what was encoded is kept.")
 
 
 def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
-    """Opens a file by its suffix, or a table in memory (pyarrow, pandas, ``__arrow_c_stream__``, a mapping of lists).
+    """Opens a file by its suffix, a folder of pictures, or a table in memory (pyarrow, pandas, ``__arrow_c_stream__``, a mapping of lists).
 
     A Dataset passes through.
 
@@ -138,8 +143,9 @@ def open_dataset(source: str | os.PathLike[str] | Any) -> Dataset:
     seen = None
     if path is not None:
         _check_encodable(path)
-        seen = _status(path)
-        label, reader = str(path), open_file(path)
+        label, is_folder = str(path), os.path.isdir(path)
+        seen = None if is_folder else _status(path)  # a folder is what was listed when it was opened
+        reader = open_folder(path) if is_folder else open_file(path)
     else:
         label, found = f"the {type(source).__name__}", open_memory(source)
         if found is None:

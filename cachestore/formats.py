@@ -44,8 +44,6 @@ def open_file(path: Path) -> Reader:
         raise DataError(_not_found(path)) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise DataError(f"{label!r} cannot be opened: {getattr(error, 'strerror', None) or error}.") from None
-    if stat.S_ISDIR(mode):
-        raise DataError(f"{label} is a directory. Name a file in it; read are {_known()}.")
     if not stat.S_ISREG(mode):
         raise DataError(f"{label} is a pipe, socket or device. Write it to a file first: data is read more than once.")
     suffixes = [suffix.lower() for suffix in path.suffixes[-2:]] or [""]

@@ -30,6 +30,7 @@ class Reader:
     options: Mapping[str, str]
     read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
     all_columns: Callable[[], tuple[str, ...]] | None = None  # where ``columns`` comes from a sample of the rows
+    digest: Callable[[], str] | None = None  # where there is no file whose bytes say what is read
 
 
 @contextmanager

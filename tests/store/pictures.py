@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cachestore.encoders import Encoded
+from cachestore.keys import Json
 from tests.store.counting import CountingEncoder
 
 
@@ -14,6 +15,9 @@ class CountingPictures(CountingEncoder):
     """Takes whatever begins with "picture" for one, and refuses the rest."""
 
     payload = "image"
+
+    def __init__(self, **settings: Json) -> None:
+        super().__init__(**{"kind": "counting pictures", **settings})  # type: ignore[arg-type]
 
     def encode(self, payloads: Sequence[bytes]) -> Encoded:  # type: ignore[override]
         refused = {

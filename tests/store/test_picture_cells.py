@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from cachestore.explain import explain
 from cachestore.keys import fingerprint, key
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
 from cachestore.plan import plan
+from tests.store.counting import CountingEncoder
 from tests.store.pictures import CountingPictures
 
 
@@ -219,7 +221,7 @@ def test_a_picture_that_changes_between_its_key_and_its_encoding_ends_the_build(
 def test_blocks_are_small_and_rows_keep_their_order(store, folder, monkeypatch):
     monkeypatch.setattr(picture_cells, "BLOCK_BYTES", 20)
     monkeypatch.setattr(picture_cells, "BLOCK_ROWS", 5)
-    monkeypatch.setattr("cachestore.build.CHUNK_ROWS", 7)
+    monkeypatch.setattr(sys.modules["cachestore.build"], "CHUNK_ROWS", 7)
     cells = []
     for row in range(23):
         (folder / f"{row}.jpg").write_bytes(f"picture {row}".encode())
@@ -231,7 +233,7 @@ def test_blocks_are_small_and_rows_keep_their_order(store, folder, monkeypatch):
 
 
 def test_every_refused_row_names_its_own_file(store, folder, monkeypatch):
-    monkeypatch.setattr("cachestore.build.CHUNK_ROWS", 3)
+    monkeypatch.setattr(sys.modules["cachestore.build"], "CHUNK_ROWS", 3)
     for name in "xy":
         (folder / f"{name}.jpg").write_bytes(b"<html>")
     built = run(
@@ -262,8 +264,6 @@ def test_a_table_in_memory_has_paths_from_the_working_directory(store, folder, m
 
 
 def test_columns_of_texts_and_pictures_are_built_together(store, folder):
-    from tests.store.counting import CountingEncoder
-
     texts, pictures = CountingEncoder(), CountingPictures()
     run(store, table(folder, ["photos/a.jpg", "gone.jpg"]), {"n": texts, "image": pictures})
     assert (texts.seen, pictures.seen) == ([b"0", b"1"], [b"picture a"])
