@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from cachestore import dataset as datasets
 from cachestore import manifest as manifests
 from cachestore.built import Build, Counts, Progress, recognise, record, source_key
+from cachestore.cells import CellReader, Part
 from cachestore.dataset import KEPT_SKIPPED, Dataset, SkippedCell
-from cachestore.encoders import Encoder, EncoderLike
+from cachestore.encoders import Encoder, EncoderLike, template_of
+from cachestore.encoders.together import together
 from cachestore.errors import StoreNotWritable, UsageError
 from cachestore.fill import Fill, Limits
-from cachestore.keys import SIZE, Fingerprint, Json, Key, fingerprint, keys
+from cachestore.keys import SIZE, Fingerprint, Json, Key, fingerprint
 from cachestore.manifest import (
     CHUNK_ROWS,
     MISSING,
@@ -34,18 +36,23 @@ from cachestore.manifest import (
     write_chunk,
 )
 from cachestore.naming import derived_name
+from cachestore.sources import Source, payloads, several, sources
+from cachestore.sources import wanted as needed
 from cachestore.store import Store
 
 _NO_KEY = bytes(SIZE)
 _RECORDED = ("cachestore", "torch", "transformers", "tokenizers", "numpy", "pyarrow")
 
 
-def build(store: Store, data: Any, columns: Mapping[str, EncoderLike], name: str | None = None) -> Manifest:
+def build(
+    store: Store, data: Any, columns: Mapping[str, EncoderLike | Sequence[EncoderLike]], name: str | None = None
+) -> Manifest:
     """Make sure that every row's vectors are in the store; returns the manifest that lists them.
 
-    ``data`` is a path (CSV, TSV, Parquet, JSON Lines, Arrow, Feather), a pandas or pyarrow table, or a mapping of columns;
-    ``columns`` maps each column to embed to its encoder. Without a ``name``, a file goes by its stem, with the name of its folder
-    before it where another file has that name; a table in memory has none.
+    ``data`` is a path (CSV, TSV, Parquet, JSON Lines, Arrow, Feather, or a directory of pictures by class), a pandas or pyarrow
+    table, or a mapping of columns; ``columns`` maps each column to embed to its encoder, or to several, which then have a
+    manifest column each. Without a ``name``, a file goes by its stem, with the name of its folder before it where another file
+    has that name; a table in memory has none.
     """
     return run(store, data, columns, name=name).manifest
 
@@ -53,7 +60,7 @@ def build(store: Store, data: Any, columns: Mapping[str, EncoderLike], name: str
 def run(
     store: Store,
     data: Any,
-    columns: Mapping[str, EncoderLike],
+    columns: Mapping[str, EncoderLike | Sequence[EncoderLike]],
     *,
     name: str | None = None,
     named: bool = True,
@@ -66,35 +73,35 @@ def run(
     Raises DataError, ColumnNotFound, EncoderError, UsageError and StoreError.
     """
     began = time.monotonic()
-    dataset = open_columns(data, columns)
+    dataset, wanted = open_sources(data, columns, store.open_encoder)
     if name is not None:
         manifests.check_name(name)
     elif named and dataset.path is not None and not store.readonly:
         name = derived_name(store, dataset.path.absolute())
-    opened = {column: store.open_encoder(columns[column]) for column in sorted(columns)}
-    source = source_key(dataset, opened)
+    source = source_key(dataset, wanted)
     finished = recognise(store, source)
     if store.readonly and not name:
         if finished is None:
-            finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
+            finished = _Running(store, dataset, wanted, progress, limits or Limits(), began).finish()
     elif finished is None or (name and not store.leads(name, finished.manifest)):
         with store.writing():
             if finished is not None:
                 finished = recognise(store, source)  # it may have been collected before this held the store
             if finished is None:
-                finished = _Running(store, dataset, opened, progress, limits or Limits(), began).finish()
-                record(store, source, finished)
+                running = _Running(store, dataset, wanted, progress, limits or Limits(), began)
+                finished = running.finish()
+                if not running.cells.outside:  # files that cells name may change while the data does not
+                    record(store, source, finished)
             if name:
-                store.point(name, finished.manifest, partial(_provenance, store, dataset, finished))
-    return replace(finished, name=name, seconds=time.monotonic() - began)
+                store.point(name, finished.manifest, partial(_provenance, store, dataset, wanted, finished))
+    return replace(finished, name=name, sources=tuple(wanted), seconds=time.monotonic() - began)
 
 
 @dataclass
 class _Column:
     """A column on its way into a manifest: keys and reasons of the rows of the open chunk."""
 
-    name: str
-    encoder: Encoder
+    source: Source
     fingerprint: Fingerprint
     fill: Fill
     keys: list[NDArray[np.void]] = field(default_factory=list)
@@ -108,7 +115,7 @@ class _Running:
         self,
         store: Store,
         dataset: Dataset,
-        encoders: Mapping[str, Encoder],
+        wanted: Sequence[Source],
         progress: Callable[[Progress], None] | None,
         limits: Limits,
         began: float,
@@ -119,11 +126,13 @@ class _Running:
         self.began = began
         self.fills: dict[Fingerprint, Fill] = {}
         self.columns: list[_Column] = []
-        for name, encoder in encoders.items():
-            identity = fingerprint(encoder.spec)
-            if identity not in self.fills:
-                self.fills[identity] = store.fill(encoder, limits, self.report)
-            self.columns.append(_Column(name, encoder, identity, self.fills[identity]))
+        encoders = {fingerprint(source.encoder.spec): source.encoder for source in wanted}
+        for identity, encoder in zip(encoders, together(list(encoders.values())), strict=True):
+            self.fills[identity] = store.fill(encoder, limits, self.report)
+        for source in wanted:
+            identity = fingerprint(source.encoder.spec)
+            self.columns.append(_Column(source, identity, self.fills[identity]))
+        self.cells = CellReader(dataset, needed(wanted), store.index)
         self.rows = self.open_rows = self.hits = self.missing = self.skipped = 0
         self.skipped_cells: list[SkippedCell] = []
         self.chunks: list[tuple[str, int]] = []
@@ -138,8 +147,9 @@ class _Running:
             self.read()
         self.report()
         described = [
-            ManifestColumn(column.name, column.fingerprint, column.encoder.spec, column.encoder.dim)
+            ManifestColumn(source.name, column.fingerprint, source.encoder.spec, source.encoder.dim)
             for column in self.columns
+            for source in [column.source]
         ]
         if self.store.readonly:
             self.require_all()
@@ -156,28 +166,24 @@ class _Running:
 
     def read(self) -> None:
         """Take every row, encode what the store lacks, write the chunks."""
-        for batch in self.dataset.batches([column.name for column in self.columns]):
-            at = 0
-            while at < batch.num_rows:
-                taken = min(batch.num_rows - at, CHUNK_ROWS - self.open_rows)
-                self.take(batch.slice(at, taken))
-                at += taken
+        for part in self.cells.parts(CHUNK_ROWS):
+            self.take(part)
             self.report()
         if self.open_rows or not self.chunks:
             self.close_chunk()
 
-    def take(self, batch: Any) -> None:
-        """Add the rows of a record batch, all of which fit the open chunk."""
+    def take(self, part: Part) -> None:
+        """Add some rows, all of which fit the open chunk."""
         for column in self.columns:
-            cells = datasets.payloads(batch, column.name, self.rows)
-            names = keys(column.fingerprint, cells.payloads)
+            cells = payloads(column.source, part.cells)
+            names = cells.keys(column.fingerprint)
             self.missing += int((cells.reasons == MISSING).sum())
-            self.skip(cells.skipped)
+            self.skip([replace(cell, column=column.source.name) for cell in cells.skipped])
             self.fill(column.fill, names, cells.payloads)
             column.keys.append(np.frombuffer(b"".join([key or _NO_KEY for key in names]), f"V{SIZE}"))
             column.reasons.append(cells.reasons)
-        self.rows += batch.num_rows
-        self.open_rows += batch.num_rows
+        self.rows += part.rows
+        self.open_rows += part.rows
         if self.open_rows == CHUNK_ROWS:
             self.close_chunk()
 
@@ -206,7 +212,7 @@ class _Running:
             chunk_reasons.append(np.concatenate([*column.reasons, np.empty(0, np.uint8)]))
             column.keys, column.reasons = [], []
             self.refuse(column, chunk_keys[-1], chunk_reasons[-1])
-        names = [column.name for column in self.columns]
+        names = [column.source.name for column in self.columns]
         if self.store.readonly:
             identity = chunk_id(names, chunk_keys, chunk_reasons)
             self.held[identity] = chunk_keys, chunk_reasons
@@ -237,7 +243,10 @@ class _Running:
         refused = column.fill.refused
         first_row = self.rows - self.open_rows
         rows = [row for row, key in enumerate(chunk_keys.tolist()) if key in refused] if refused else []
-        self.skip([SkippedCell(first_row + row, column.name, refused[Key(chunk_keys[row].tobytes())]) for row in rows])
+        for row in rows:
+            why = refused[Key(chunk_keys[row].tobytes())]
+            told = self.cells.told(column.source.columns[0], first_row + row, why)
+            self.skip([SkippedCell(first_row + row, column.source.name, told)])
         chunk_keys[rows] = np.zeros(len(rows), f"V{SIZE}")
         reasons[rows] = SKIPPED
 
@@ -253,16 +262,23 @@ class _Running:
             self.progress(Progress(self.rows, self.dataset.rows, encoded, self.hits, seconds, waiting))
 
 
-def open_columns(data: Any, columns: Mapping[str, EncoderLike]) -> Dataset:
-    """The dataset, which has those columns."""
+def open_sources(
+    data: Any,
+    columns: Mapping[str, EncoderLike | Sequence[EncoderLike]],
+    open_one: Callable[[EncoderLike], Encoder],
+) -> tuple[Dataset, list[Source]]:
+    """The dataset, which has the columns that are needed, and what its cached columns are to be."""
     if not columns:
         raise UsageError("A build needs at least one column with an encoder.")
     dataset = datasets.open_dataset(data)
-    dataset.require(columns)
-    return dataset
+    if not any(template_of(like) for asked in columns.values() for like in several(asked)):
+        dataset.require(columns)  # before any model is looked for
+    wanted = sources(columns, open_one)
+    dataset.require(needed(wanted))
+    return dataset, wanted
 
 
-def _provenance(store: Store, dataset: Dataset, finished: Build) -> Mapping[str, Json]:
+def _provenance(store: Store, dataset: Dataset, wanted: Sequence[Source], finished: Build) -> Mapping[str, Json]:
     manifest = finished.manifest
     versions: dict[str, Json] = {"python": platform.python_version()}
     for package in _RECORDED:
@@ -274,6 +290,7 @@ def _provenance(store: Store, dataset: Dataset, finished: Build) -> Mapping[str,
             "digest": dataset.digest(),
             "options": dict(dataset.options),
         },
+        "columns": {source.name: source.described for source in wanted},
         "counts": vars(finished.counts),
         "vectors": {
             column.name: int((store.reasons(manifest, column.name) == PRESENT).sum()) for column in manifest.columns

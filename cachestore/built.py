@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 from cachestore import manifest as manifests
 from cachestore.dataset import Dataset, SkippedCell
-from cachestore.encoders import Encoder
 from cachestore.errors import DamageError, ManifestNotFound
 from cachestore.keys import canonical, fingerprint
 from cachestore.manifest import Manifest
+from cachestore.sources import Source
 from cachestore.store import Store
 from cachestore.version import __version__
 
@@ -57,14 +57,16 @@ class Build:
     seconds: float
     recognised: bool
     """the file was built before, unchanged, and was not parsed again"""
+    sources: tuple[Source, ...] = ()
+    """what each column of the manifest was made of"""
 
 
-def source_key(dataset: Dataset, encoders: Mapping[str, Encoder]) -> bytes | None:
+def source_key(dataset: Dataset, wanted: Sequence[Source]) -> bytes | None:
     """What identifies a finished build of a file: its bytes, how they are read, and which columns go through which encoders."""
     digest = dataset.digest()
     if digest is None:
         return None
-    columns = [[column, fingerprint(encoder.spec).hex()] for column, encoder in encoders.items()]
+    columns = [[one.name, list(one.columns), one.template, fingerprint(one.encoder.spec).hex()] for one in wanted]
     return b"source:" + sha256(canonical([digest, dict(dataset.options), columns, __version__])).digest()
 
 

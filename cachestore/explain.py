@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from cachestore.build import open_columns
+from cachestore.build import open_sources
 from cachestore.diff import FieldChange, spec_changes
 from cachestore.encoders import Encoder, EncoderLike, TextSettings, label, open_encoder, parse_settings
 from cachestore.keys import Fingerprint, Json, fingerprint
@@ -55,23 +56,21 @@ class Explanation:
         return sum(column.cells.new for column in self.columns)
 
 
-def explain(store: Store | None, data: Any, columns: Mapping[str, EncoderLike]) -> Explanation:
+def explain(store: Store | None, data: Any, columns: Mapping[str, EncoderLike | Sequence[EncoderLike]]) -> Explanation:
     """Compare what a build of ``data`` needs with what the store holds; None is an empty store. Encodes and writes nothing.
 
     Raises DataError, ColumnNotFound, and EncoderError for a model that cannot be found.
     """
-    dataset = open_columns(data, columns)
-    specs = {column: _opened(store, encoder).spec for column, encoder in columns.items()}
-    identities = {column: fingerprint(spec) for column, spec in specs.items()}
+    dataset, wanted = open_sources(data, columns, partial(_opened, store))
     stored = stored_encoders(store) if store else {}
-    nearest = {column: _nearest(stored, specs[column], identities[column]) for column in columns}
-    others = {column: found[0].fingerprint for column, found in nearest.items() if found}
-    counted = count(store, dataset, identities, others)
+    nearest = {one.name: _nearest(stored, one.encoder.spec, fingerprint(one.encoder.spec)) for one in wanted}
+    counted = count(store, dataset, wanted, {name: found[0].fingerprint for name, found in nearest.items() if found})
     explained = []
-    for column, identity in identities.items():
-        cells, found, own = counted.columns[column], nearest[column], stored.get(identity)
+    for one in wanted:
+        cells, found, identity = counted.columns[one.name], nearest[one.name], fingerprint(one.encoder.spec)
+        own = stored.get(identity)
         near = Nearest(*found, cells.elsewhere) if found and cells.new else None
-        explained.append(ExplainedColumn(column, specs[column], identity, own.vectors if own else 0, cells, near))
+        explained.append(ExplainedColumn(one.name, one.encoder.spec, identity, own.vectors if own else 0, cells, near))
     return Explanation(counted.rows, tuple(explained))
 
 

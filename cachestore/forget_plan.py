@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from cachestore import layout, references, shard
 from cachestore import manifest as manifests
-from cachestore.dataset import open_dataset
-from cachestore.dataset import payloads as cells_of
+from cachestore.dataset import Dataset, open_dataset
 from cachestore.errors import CachestoreError, DamageError, ManifestNotFound, UsageError
 from cachestore.forget_scope import foreign, purgeable
 from cachestore.gc_rules import chunk_path
 from cachestore.keys import Fingerprint, Key, key
 from cachestore.manifest import PRESENT, Manifest, Version
 from cachestore.marks import Wanted, chunk_keys
+from cachestore.sources import recorded
 from cachestore.store import Store
 
 
@@ -243,7 +243,7 @@ def _payloads(
             if dataset.digest() != source["digest"] or dict(dataset.options) != source["options"]:
                 why = f"{path} has changed since."
                 continue
-            found = _read(dataset, manifest, rows, known)
+            found = _read(dataset, line.provenance, manifest, rows, known)
         except (CachestoreError, OSError) as error:
             why = f"{error}"
             continue
@@ -254,17 +254,23 @@ def _payloads(
 
 
 def _read(
-    dataset: Any, manifest: Manifest, rows: NDArray[np.int64], known: Mapping[tuple[str, int], bytes]
+    dataset: Dataset,
+    provenance: Mapping[str, Any],
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    known: Mapping[tuple[str, int], bytes],
 ) -> set[bytes] | None:
     """The payloads of the rows; None when one has another key than is known."""
     found: set[bytes] = set()
     first = 0
-    for batch in dataset.batches([column.name for column in manifest.columns]):
+    made = {column: recorded(provenance, column) for column in manifest.columns}
+    for batch in dataset.batches(list(dict.fromkeys(name for one in made.values() for name in one.needs))):
         here = rows[(rows >= first) & (rows < first + batch.num_rows)]
         part = batch.take((here - first).tolist()) if len(here) else None
         first += batch.num_rows
         for column in manifest.columns if part is not None else ():
-            for row, payload in zip(here.tolist(), cells_of(part, column.name, 0).payloads, strict=True):
+            cells = made[column].cells(dataset, part, 0)
+            for row, payload in zip(here.tolist(), cells.payloads, strict=True):
                 expected = known.get((column.name, row))
                 if payload is None:
                     continue

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore.build import open_columns
+from cachestore.build import open_sources
 from cachestore.built import Counts
-from cachestore.dataset import Dataset, payloads
+from cachestore.cells import CellReader
+from cachestore.dataset import Dataset
 from cachestore.encoders import Encoder, EncoderLike, ImportedEncoder, open_encoder
 from cachestore.keys import SIZE, Fingerprint, Key, fingerprint, keys
-from cachestore.manifest import MISSING, SKIPPED
+from cachestore.manifest import CHUNK_ROWS, MISSING, SKIPPED
 from cachestore.shard import stored_dtype
+from cachestore.sources import Source, payloads
+from cachestore.sources import wanted as needed
 from cachestore.store import Store
 
 _SAMPLE = 64
@@ -58,19 +61,17 @@ class Counted:
     samples: Mapping[Fingerprint, Sequence[bytes]]
 
 
-def plan(store: Store | None, data: Any, columns: Mapping[str, EncoderLike]) -> Plan:
+def plan(store: Store | None, data: Any, columns: Mapping[str, EncoderLike | Sequence[EncoderLike]]) -> Plan:
     """What ``run`` would do on this store, or on an empty one. Writes nothing; encodes a sample of at most 64 payloads to time it.
 
     Raises EncoderError when vectors would have to be encoded that can only be imported.
     """
-    dataset = open_columns(data, columns)
-    open_one = store.open_encoder if store else open_encoder
-    opened = {column: open_one(encoder) for column, encoder in columns.items()}
-    identities = {column: fingerprint(encoder.spec) for column, encoder in opened.items()}
-    counted = count(store, dataset, identities)
+    dataset, wanted = open_sources(data, columns, store.open_encoder if store else open_encoder)
+    counted = count(store, dataset, wanted)
+    identities = {source.name: fingerprint(source.encoder.spec) for source in wanted}
     total = {name: sum(getattr(cells, name) for cells in counted.columns.values()) for name in Cells.__annotations__}
     seconds, nbytes = 0.0, 0
-    for identity, encoder in {identities[column]: encoder for column, encoder in opened.items()}.items():
+    for identity, encoder in {identities[source.name]: source.encoder for source in wanted}.items():
         new = sum(cells.new for column, cells in counted.columns.items() if identities[column] == identity)
         if not new:
             continue
@@ -85,17 +86,19 @@ def plan(store: Store | None, data: Any, columns: Mapping[str, EncoderLike]) -> 
 def count(
     store: Store | None,
     dataset: Dataset,
-    identities: Mapping[str, Fingerprint],
+    wanted: Sequence[Source],
     elsewhere: Mapping[str, Fingerprint] | None = None,
 ) -> Counted:
-    """Count the cells of the columns, each under the fingerprint of its encoder, and ``elsewhere`` under another one."""
+    """Count the cells of what is wanted, by name, each under the fingerprint of its encoder, and ``elsewhere`` under another one."""
     rows = 0
+    identities = {source.name: fingerprint(source.encoder.spec) for source in wanted}
     seen = {column: _Seen() for column in identities}
     unknown = {identity: _Unknown() for identity in identities.values()}
-    for batch in dataset.batches(list(identities)):
-        for column, identity in identities.items():
-            cells = payloads(batch, column, rows)
-            names = keys(identity, cells.payloads)
+    for part in CellReader(dataset, needed(wanted), store.index if store else None).parts(CHUNK_ROWS):
+        for source in wanted:
+            column, identity = source.name, identities[source.name]
+            cells = payloads(source, part.cells)
+            names = cells.keys(identity)
             found = _found(store, names)
             tally = seen[column]
             tally.hits += int(found.sum())
@@ -111,7 +114,7 @@ def count(
             if other is not None and fresh:
                 there = _found(store, keys(other, [payload for _, payload in fresh]))
             unknown[identity].add(column, fresh, there)
-        rows += batch.num_rows
+        rows += part.rows
     columns = {}
     for identity, lacking in unknown.items():
         for column, (new, known) in lacking.distinct([name for name in seen if identities[name] == identity]).items():

@@ -17,12 +17,13 @@ from cachestore import dataset as datasets
 from cachestore import manifest as manifests
 from cachestore import shard
 from cachestore.dataset import Dataset
-from cachestore.encoders import Encoder, EncoderLike, label, open_encoder
+from cachestore.encoders import Encoded, Encoder, EncoderLike, label, open_encoder
 from cachestore.errors import ConfigError, DamageError, DataError, EncoderError
 from cachestore.findings import Findings
 from cachestore.index import Index
 from cachestore.keys import Fingerprint, fingerprint, key
 from cachestore.manifest import PRESENT, Manifest, ManifestColumn, Version
+from cachestore.sources import recorded
 
 ENOUGH = 0.999
 """The cosine from which two vectors of one payload count as the same: other hardware and library versions stay above it."""
@@ -135,15 +136,16 @@ def _cells(
 def _source(named: Named, findings: Findings) -> Dataset | None:
     """The file that a version was built from, None when it is not there as it was."""
     source = named.version.provenance.get("source")
-    recorded: Mapping[str, Any] = source if isinstance(source, Mapping) else {}
-    where = str(recorded.get("label"))
-    if not recorded.get("digest"):
+    told: Mapping[str, Any] = source if isinstance(source, Mapping) else {}
+    where = str(told.get("label"))
+    if not told.get("digest"):
         why = f"It was not built from a file ({where})."
     else:
         try:
             dataset = datasets.open_dataset(Path(where))
-            if dataset.digest() == recorded["digest"] and dict(dataset.options) == recorded.get("options"):
-                dataset.require([column.name for column in named.manifest.columns])
+            if dataset.digest() == told["digest"] and dict(dataset.options) == told.get("options"):
+                made = [recorded(named.version.provenance, column) for column in named.manifest.columns]
+                dataset.require(dict.fromkeys(name for one in made for name in one.needs))
                 return dataset
             why = f"{where} is no longer the file that it was built from."
         except (DataError, OSError) as error:
@@ -186,7 +188,8 @@ def _compare(root: Path, index: Index, cells: _Cells, places: Sequence[int], fin
     for start in range(0, len(kept), _WINDOW):
         window = kept[start : start + _WINDOW]
         stored = _stored(root, index, keys[window])
-        fresh = cells.encoder.encode([payloads[at] or b"" for at in window.tolist()])
+        returned = cells.encoder.encode([payloads[at] or b"" for at in window.tolist()])
+        fresh = returned.vectors if isinstance(returned, Encoded) else returned
         for at, old, new in zip(window.tolist(), stored, fresh, strict=True):
             if old is not None:
                 cosines.append(_cosine(old, new))
@@ -209,11 +212,12 @@ def _payloads(cells: _Cells, rows: Sequence[int]) -> list[bytes | None]:
     """The bytes of the column's cells at those rows, in increasing order, of the file."""
     found: list[bytes | None] = []
     at = 0
-    for batch in cells.dataset.batches([cells.column.name]):
+    made = recorded(cells.named.version.provenance, cells.column)
+    for batch in cells.dataset.batches(made.needs):
         here = rows[len(found) : bisect_left(rows, at + batch.num_rows)]
         if here:
-            given = datasets.payloads(batch, cells.column.name, at).payloads
-            found += [given[row - at] for row in here]
+            part = batch.take([row - at for row in here])
+            found += made.cells(cells.dataset, part, 0).payloads
         at += batch.num_rows
         if len(found) == len(rows):
             break

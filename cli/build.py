@@ -109,13 +109,8 @@ def text_columns(config: Config) -> dict[str, Any]:
     """The columns that a config's text features read, with their encoders: what a build of its data needs."""
     columns: dict[str, Any] = {}
     for feature in config.input_features:
-        if feature.type != "text":
-            continue
-        if columns.setdefault(feature.column, feature.encoder) != feature.encoder:
-            raise UsageError(
-                f"The config reads column {feature.column!r} with two encoders, and a build has one per column. "
-                "Build twice, with --column and --encoder; train does so by itself."
-            )
+        if feature.type == "text":
+            columns.setdefault(feature.column, []).append(feature.encoder)
     if not columns:
         raise UsageError("The config has no text feature, so there is nothing to build.")
     return columns
@@ -135,10 +130,10 @@ def columns_of(config: Path | None, columns: Sequence[str], encoders: Sequence[s
         raise UsageError(
             f"Each --column needs one --encoder: there are {len(columns)} columns and {len(encoders)} encoders."
         )
-    repeated = next((name for at, name in enumerate(columns) if name in columns[:at]), None)
-    if repeated:
-        raise UsageError(f"--column {repeated} is given twice; a build has one encoder per column.")
-    return {column: options.encoder(encoder) for column, encoder in zip(columns, encoders, strict=True)}
+    found: dict[str, Any] = {}
+    for column, encoder in zip(columns, encoders, strict=True):
+        found.setdefault(column, []).append(options.encoder(encoder))
+    return found
 
 
 def _plan(store: Path | None, data: Path, columns: Mapping[str, Any]) -> Plan:

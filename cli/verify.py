@@ -158,5 +158,5 @@ def _encoders(config: Path | None, encoders: list[str], reencode: int) -> list[A
         from cli.build import text_columns
         from trainer.config import load_config
 
-        found += text_columns(load_config(config)).values()
+        found += [encoder for asked in text_columns(load_config(config)).values() for encoder in asked]
     return found

@@ -23,8 +23,8 @@ from trainer.rows import Built
 def data_versions(store: Store, built: Mapping[str, Built]) -> dict[str, list[str]]:
     """By split, how to name each manifest of its data: ``reviews@3``, or its id where no name leads to it."""
     return {
-        split: [references.reference_to(store.root, build.manifest.id, build.name) for _, build in builds.groups]
-        for split, builds in built.items()
+        split: [references.reference_to(store.root, found.build.manifest.id, found.build.name)] if found.build else []
+        for split, found in built.items()
     }
 
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from cachestore.build import run as run_build
 from cachestore.built import Build, Progress
 from cachestore.dataset import Dataset, SkippedCell
-from cachestore.encoders import EncoderLike
+from cachestore.encoders import EncoderLike, template_of
 from cachestore.errors import DataError
 from cachestore.keys import Json, fingerprint
 from cachestore.manifest import FORGOTTEN, MISSING, PRESENT, SKIPPED
+from cachestore.sources import fields, find
 from cachestore.store import Store
 from trainer import features
 from trainer.batches import CachedBatches
@@ -77,41 +78,50 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Built:
-    """The builds of the text columns of one dataset, each with the features that it serves; ``label`` names the dataset."""
+    """The build of the text columns of one dataset, None where there are none, and the manifest column of each feature.
+
+    ``label`` names the dataset.
+    """
 
     label: str
-    groups: tuple[tuple[tuple[TextInput, ...], Build], ...] = ()
+    features: Sequence[TextInput] = ()
+    build: Build | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def manifests(self) -> list[str]:
-        """Ids of the manifests, in the order of the features."""
-        return [build.manifest.id for _, build in self.groups]
+        """The id of the manifest."""
+        return [] if self.build is None else [self.build.manifest.id]
 
     @property
     def encoded(self) -> int:
         """Vectors computed and stored."""
-        return sum(build.counts.encoded for _, build in self.groups)
+        return 0 if self.build is None else self.build.counts.encoded
 
     @property
     def hits(self) -> int:
         """Cells whose vector was stored before."""
-        return sum(build.counts.hits for _, build in self.groups)
+        return 0 if self.build is None else self.build.counts.hits
 
     @property
     def skipped(self) -> int:
         """Cells that cannot be encoded."""
-        return sum(build.counts.skipped for _, build in self.groups)
+        return 0 if self.build is None else self.build.counts.skipped
 
     @property
     def skipped_cells(self) -> list[SkippedCell]:
         """The first of them."""
-        return [replace(cell, where=self.label) for _, build in self.groups for cell in build.skipped_cells]
+        return [] if self.build is None else [replace(cell, where=self.label) for cell in self.build.skipped_cells]
 
 
 def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str] = ()) -> Table:
     """The cells of every column that does not go through the store. Raises ColumnNotFound before it reads."""
     outputs = [feature.column for feature in config.output_features] if targets else []
-    dataset.require([*(feature.column for feature in config.input_features), *outputs, *extra])
+    inputs: list[str] = []
+    for feature in config.input_features:
+        template = template_of(feature.encoder) if isinstance(feature, TextInput) else None
+        inputs += [feature.column] if template is None else fields(template)
+    dataset.require([*inputs, *outputs, *extra])
     tabular = [feature.column for feature in config.input_features if not isinstance(feature, TextInput)]
     return read_columns(dataset, [*tabular, *outputs, *extra])
 
@@ -167,31 +177,32 @@ def build_texts(
     """
     texts = [feature for feature in config.input_features if isinstance(feature, TextInput)]
     named = trained is None and not store.readonly
-    builds: list[Build] = []
-    groups = _groups(texts)
-    for number, group in enumerate(groups, start=1):
-        # a build has one encoder per column: others of a column get a name of their own
-        name = f"{builds[0].name}-{number}" if builds and builds[0].name else None
-        encoders: dict[str, EncoderLike] = {}
-        for feature in group:
-            encoders[feature.column] = feature.encoder
-            if trained is not None:
-                state = trained[feature.name]
-                encoders[feature.column] = SettledEncoder(feature, state.spec, state.dim, store)
-        builds.append(run_build(store, dataset, encoders, name=name, named=named, progress=progress))
-    return Built(dataset.label, tuple(zip(map(tuple, groups), builds, strict=True)))
+    columns: dict[str, list[EncoderLike]] = {}
+    places: dict[str, int] = {}
+    for feature in texts:
+        encoder: EncoderLike = feature.encoder
+        if trained is not None:
+            state = trained[feature.name]
+            encoder = SettledEncoder(feature, state.spec, state.dim, store)
+        places[feature.name] = len(columns.setdefault(feature.column, []))
+        columns[feature.column].append(encoder)
+    if not texts:
+        return Built(dataset.label)
+    build = run_build(store, dataset, columns, named=named, progress=progress)
+    names = {feature.name: find(build.sources, feature.column, places[feature.name]).name for feature in texts}
+    return Built(dataset.label, texts, build, names)
 
 
 def gather(built: Built, store: Store) -> dict[str, Vectors]:
     """The vectors of every text feature. Raises MissingVector when the store lost one since it was built."""
     vectors: dict[str, Vectors] = {}
-    for group, build in built.groups:
-        by_column: dict[str, Vectors] = {}
-        for feature in group:
-            if feature.column not in by_column:
-                values, reasons = store.column(build.manifest, feature.column)
-                by_column[feature.column] = Vectors(values, reasons, build.manifest.column(feature.column).spec)
-            vectors[feature.name] = _filled(feature, by_column[feature.column], store)
+    read: dict[str, Vectors] = {}
+    for feature in built.features:
+        column = built.columns[feature.name]
+        if column not in read and built.build is not None:
+            values, reasons = store.column(built.build.manifest, column)
+            read[column] = Vectors(values, reasons, built.build.manifest.column(column).spec)
+        vectors[feature.name] = _filled(feature, read[column], store)
     return vectors
 
 
@@ -234,19 +245,6 @@ def join(
 def reasons(dropped: Mapping[str, int]) -> str:
     """Why rows were dropped, for a message."""
     return ", ".join(f"{count} rows for {reason}" for reason, count in dropped.items()) or "none"
-
-
-def _groups(texts: Sequence[TextInput]) -> list[list[TextInput]]:
-    """Features that one build can serve: no column twice with different encoders."""
-    groups: list[list[TextInput]] = []
-    for feature in texts:
-        for group in groups:
-            if all(other.column != feature.column or other.encoder == feature.encoder for other in group):
-                group.append(feature)
-                break
-        else:
-            groups.append([feature])
-    return groups
 
 
 def _filled(feature: TextInput, vectors: Vectors, store: Store) -> Vectors:

@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore.encoders import Encoded
+from cachestore.encoders import Encoded, template_of
 from cachestore.errors import EncoderError
 from cachestore.keys import Json, fingerprint
 from cachestore.store import Store
@@ -25,6 +25,11 @@ class SettledEncoder:
     spec: Mapping[str, Json]
     dim: int
     store: Store
+
+    @property
+    def prompt_template(self) -> str | None:
+        """How a text is rendered from several columns, None where a cell is the text."""
+        return template_of(self.feature.encoder)
 
     def encode(self, payloads: Sequence[bytes]) -> NDArray[np.float32] | Encoded:
         """(len(payloads), dim) vectors. Raises EncoderError when the feature's encoder is no longer the one of the spec."""
