@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.utils import murmurhash3_32
 
-from cachestore import keys
 from cachestore.encoders import hashing, open_encoder
 from cachestore.errors import DataError
 
@@ -69,31 +68,6 @@ def test_a_vector_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(hashing, "_BYTES_PER_BLOCK", 10)
     np.testing.assert_array_equal(together, encode(TEXTS))
     assert encode([]).shape == (0, 1024)
-
-
-def test_fingerprint_golden() -> None:
-    default = open_encoder("hashing")
-    assert default.spec == {
-        "kind": "hashing",
-        "dim": 1024,
-        "ngram_range": [1, 2],
-        "lowercase": True,
-        "normalize": True,
-        "precision": "float32",
-        "dtype": "float16",
-        "preprocessing": 1,
-    }
-    assert keys.fingerprint(default.spec).hex() == "62aa2ac7a18744dd09e8395043dbee23698f9ef802e174180fd8b0ea55be075c"
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [{"dim": 512}, {"ngram_range": [1, 1]}, {"lowercase": False}, {"normalize": False}, {"dtype": "float32"}],
-    ids=str,
-)
-def test_every_setting_is_in_the_fingerprint(setting: dict[str, Any]) -> None:
-    default, other = open_encoder("hashing"), open_encoder({"type": "hashing", **setting})
-    assert keys.fingerprint(default.spec) != keys.fingerprint(other.spec)
 
 
 def test_vectors_are_the_same_in_every_process_and_need_no_model() -> None:
