@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from cachestore.encoders import sentence_transformers_files as modules
 from cachestore.errors import EncoderError
+from cachestore.keys import Json
 
 _SINGLE: Final = "model.safetensors"
 _SHARDED: Final = "model.safetensors.index.json"
@@ -36,6 +37,7 @@ _PADDED_POSITIONS: Final = frozenset({
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 _DIM_KEYS: Final = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim")
+_LAYER_KEYS: Final = ("encoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")  # first the encoder's
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class ModelFiles:
     weights: tuple[str, ...]
     tokenizer: Mapping[str, str]
     sentence: modules.Sentence
+    head: tuple[Mapping[str, Json], ...] = ()
 
     @property
     def model_type(self) -> str:
@@ -71,22 +74,51 @@ def read(directory: Path, digest: Callable[[Path], str]) -> ModelFiles:
     return ModelFiles(
         directory=directory,
         config=config,
-        config_digest=_json_digest(config),
-        weights=tuple(sorted({digest(file) for file in _weight_files(directory)})),
+        config_digest=json_digest(config),
+        weights=tuple(sorted({digest(file) for file in weight_files(directory)})),
         tokenizer={file.name: _tokenizer_digest(file, digest) for file in _tokenizer_files(directory)},
         sentence=sentence,
+        head=tuple(
+            {**module.settings, **({"weights": digest(module.weights)} if module.weights else {})}
+            for module in sentence.head
+        ),
     )
 
 
-def dim(files: ModelFiles) -> int:
-    """Length of one vector: the width of the last hidden state."""
-    keys = ("word_embed_proj_dim", *_DIM_KEYS) if files.model_type == "opt" else _DIM_KEYS
+def dim(files: ModelFiles, *, poolings: int = 1, layer: int | None = None) -> int:
+    """Length of one vector: the width of a hidden layer (None is the last), times the poolings that are joined, as
+    the modules after pooling change it. Raises EncoderError when they do not fit."""
+    width = _width(files, layer) * poolings
+    for module in files.head:
+        taken = module.get("in_features", module.get("dimension", width))
+        if taken != width:
+            raise EncoderError(
+                f"{files.directory}: the {module['type']} module after pooling takes {taken} values, "
+                f"and pooling gives {width}. Leave reduce_output unset."
+            )
+        width = int(module.get("out_features", width))  # type: ignore[arg-type]
+    return width
+
+
+def _width(files: ModelFiles, layer: int | None) -> int:
+    keys = ("word_embed_proj_dim", *_DIM_KEYS) if files.model_type == "opt" and layer is None else _DIM_KEYS
     for key in keys:
         width = files.config.get(key)
         if isinstance(width, int) and width > 0:
             return width
     raise EncoderError(
         f"{files.directory / 'config.json'} does not say how wide the hidden states are ({_DIM_KEYS[0]})."
+    )
+
+
+def layers(files: ModelFiles) -> int:
+    """How many hidden layers there are. Raises EncoderError when config.json does not say."""
+    for key in _LAYER_KEYS:
+        count = files.config.get(key)
+        if isinstance(count, int) and count > 0:
+            return count
+    raise EncoderError(
+        f"{files.directory / 'config.json'} does not say how many layers there are ({_LAYER_KEYS[1]}). Leave layer unset."
     )
 
 
@@ -102,7 +134,7 @@ def position_limit(files: ModelFiles) -> int | None:
     return None
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
     if (directory / _SINGLE).exists():
         return [directory / _SINGLE]
     if (directory / _SHARDED).exists():
@@ -146,10 +178,10 @@ def _has_vocabulary(directory: Path, files: list[Path]) -> bool:
 def _tokenizer_digest(path: Path, digest: Callable[[Path], str]) -> str:
     if path.name != "tokenizer_config.json":
         return digest(path)
-    return _json_digest(modules.load_json(path))
+    return json_digest(modules.load_json(path))
 
 
-def _json_digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """SHA-256 of a JSON file's content: neither its spacing, nor its order, nor where it was saved from."""
     if isinstance(value, dict):
         value = {key: item for key, item in value.items() if key not in _PROVENANCE}

@@ -5,10 +5,17 @@ All of it is computed in float32 whatever the model's precision, and never sees 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from cachestore.encoders.sentence_transformers_files import ACTIVATIONS
+from cachestore.errors import EncoderError
 
 
 class Head(nn.Module):
@@ -31,6 +38,67 @@ class Head(nn.Module):
         parts = [pool(hidden, mask, how, first) for how in self.poolings]
         vectors: Tensor = self.layers(torch.cat(parts, dim=1))
         return nn.functional.normalize(vectors, dim=1) if self.normalize else vectors
+
+
+class Dense(nn.Module):
+    """A linear layer and an activation, as sentence-transformers puts them on a pooled vector."""
+
+    def __init__(self, sizes: tuple[int, int], *, bias: bool, activation: str, residual: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(*sizes, bias=bias)
+        self.activation: nn.Module = getattr(nn, activation)()
+        self.added = residual
+        if residual and sizes[0] != sizes[1]:
+            self.residual = nn.Linear(*sizes, bias=False)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        found: Tensor = self.activation(self.linear(vectors))
+        if not self.added:
+            return found
+        return found + (self.residual(vectors) if hasattr(self, "residual") else vectors)
+
+
+class LayerNorm(nn.Module):
+    """A layer norm whose weights are called as sentence-transformers calls them."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dimension)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        normed: Tensor = self.norm(vectors)
+        return normed
+
+
+class Normalize(nn.Module):
+    """Vectors to length one."""
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors, dim=1)
+
+
+def head_module(settings: Mapping[str, Any], weights: Path | None) -> nn.Module:
+    """A module after pooling, with the weights of its file. Raises EncoderError when they are not its weights."""
+    match settings["type"]:
+        case "normalize":
+            return Normalize()
+        case "layer_norm":
+            module: nn.Module = LayerNorm(settings["dimension"])
+        case "dense" if settings["activation"] in ACTIVATIONS:
+            module = Dense(
+                (settings["in_features"], settings["out_features"]),
+                bias=settings["bias"],
+                activation=settings["activation"],
+                residual=settings.get("residual", False),
+            )
+        case _:
+            raise EncoderError(f"a module after pooling of type {settings['type']!r} is unknown to this version.")
+    try:
+        module.load_state_dict(load_file(weights or Path()))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise EncoderError(f"{weights} does not hold the weights that its config.json describes: {reason}") from error
+    return module
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str, first: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""What the files of a sentence-transformers model settle (modules.json and those it names): pooling, L2, length.
+"""What the files of a sentence-transformers model settle (modules.json and those it names): pooling, length, prompts,
+and what comes after pooling.
 
 Old and new spellings are read: once a pooling was a set of booleans and max_seq_length stood in
 sentence_bert_config.json; now a pooling has a name and the length is the tokenizer's. What would change a vector and is
@@ -8,14 +9,25 @@ not supported is refused, never skipped.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from cachestore.errors import EncoderError
+from cachestore.keys import Json
 
-_POOLINGS: Final[Mapping[str, str]] = {"mean": "mean", "max": "max", "cls": "cls_pooled", "lasttoken": "last"}
+# Activation functions of a Dense module that are known: classes of torch.nn that need no argument.
+ACTIVATIONS: Final = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU", "Mish", "ELU", "LeakyReLU", "Softplus")
+
+_POOLINGS: Final[Mapping[str, str]] = {
+    "mean": "mean",
+    "max": "max",
+    "cls": "cls_pooled",
+    "lasttoken": "last",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean",
+}
 _POOLING_SWITCHES: Final[Mapping[str, str]] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -33,6 +45,14 @@ _HUGE: Final = 10**9  # a tokenizer without a length says 1e30
 
 
 @dataclass(frozen=True)
+class HeadFile:
+    """A module after the pooling: what it computes, as a spec holds it, and the file of its weights."""
+
+    settings: Mapping[str, Json]
+    weights: Path | None = None
+
+
+@dataclass(frozen=True)
 class Sentence:
     """Defaults of one model directory; ``directory`` is where its transformer lies."""
 
@@ -41,10 +61,33 @@ class Sentence:
     max_sequence_length: int | None = None
     do_lower_case: bool = False
     pooling_config: Path | None = None
+    prompts_config: Path | None = None
+    head: tuple[HeadFile, ...] = ()
 
-    def pooling(self) -> str:
-        """The pooling by its name here. Raises EncoderError for one that is not supported: ask only if it is needed."""
-        return "mean" if self.pooling_config is None else _pooling(self.pooling_config)
+    def poolings(self) -> tuple[str, ...]:
+        """The poolings by their names here, to be joined. Raises EncoderError for one that is unknown."""
+        return ("mean",) if self.pooling_config is None else _poolings(self.pooling_config)
+
+    def pools_prompt(self) -> bool:
+        """Whether the tokens of a prompt are pooled with the text's."""
+        config = load_json(self.pooling_config) if self.pooling_config else {}
+        return bool(config.get("include_prompt", True))
+
+    def prompt(self, name: str | None = None) -> str:
+        """The prompt of that name, or the model's default. Raises EncoderError when it has none of that name."""
+        path = self.prompts_config
+        config = load_json(path) if path and path.is_file() else {}
+        prompts = config.get("prompts") or {}
+        chosen = config.get("default_prompt_name") if name is None else name
+        if chosen is None:
+            return ""
+        prompt = prompts.get(chosen, "" if name is None else None)
+        if chosen not in prompts and name is not None:
+            names = ", ".join(map(repr, prompts)) or "none"
+            raise EncoderError(f"prompt_name {name!r}: the prompts of the model in {self.directory} are {names}.")
+        if not isinstance(prompt, str | None):
+            raise EncoderError(f"{path}: the prompt {chosen!r} is no text.")
+        return prompt or ""
 
 
 def read(directory: Path) -> Sentence:
@@ -54,21 +97,26 @@ def read(directory: Path) -> Sentence:
         return Sentence(directory)
     modules = load_json(path)
     names = [_module_name(module, path) for module in modules] if isinstance(modules, list) else []
-    if names not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    if names[:2] != ["Transformer", "Pooling"] or not {*names[2:]} <= {*_HEAD, "Dropout"}:
         raise EncoderError(
-            f"{path}: the modules {', '.join(names)} are not supported yet, only Transformer, Pooling, Normalize."
+            f"{path}: the modules {', '.join(names)} are not supported yet, only Transformer, Pooling, then any of "
+            f"{', '.join(_HEAD)}, Dropout."
         )
-    _require_no_prompt(directory / "config_sentence_transformers.json")
     folders = [directory / module.get("path", "") for module in modules]
-    if len(folders) == 3:
-        _require_plain_normalize(folders[2] / "config.json")
+    after = [
+        (name, folder) for name, folder in zip(names, folders, strict=True) if name in _HEAD
+    ]  # dropout is of training
+    head = [_HEAD[name](folder) for name, folder in after]
+    normalize = bool(after) and after[-1][0] == "Normalize"
     config = _transformer_config(folders[0])
     return Sentence(
         directory=folders[0],
-        normalize=len(folders) == 3,
+        normalize=normalize,
         max_sequence_length=config.get("max_seq_length") or _tokenizer_length(folders[0] / "tokenizer_config.json"),
         do_lower_case=bool(config.get("do_lower_case", False)),
         pooling_config=folders[1] / "config.json",
+        prompts_config=directory / "config_sentence_transformers.json",
+        head=tuple(head[:-1] if normalize else head),
     )
 
 
@@ -90,28 +138,80 @@ def _module_name(module: Any, path: Path) -> str:
     return kind.rpartition(".")[2]
 
 
-def _pooling(path: Path) -> str:
+def _poolings(path: Path) -> tuple[str, ...]:
     config = load_json(path)
     mode = config.get("pooling_mode") or [name for switch, name in _POOLING_SWITCHES.items() if config.get(switch)]
     modes = [mode] if isinstance(mode, str) else mode or ["mean"]
-    if len(modes) > 1 or modes[0] not in _POOLINGS:
+    if any(mode not in _POOLINGS for mode in modes):
         raise EncoderError(
-            f"{path}: pooling {' + '.join(map(str, modes))} is not supported yet, only {', '.join(_POOLINGS)}."
+            f"{path}: pooling {' + '.join(map(str, modes))} is not supported, only {', '.join(_POOLINGS)}."
         )
-    return _POOLINGS[modes[0]]
+    return tuple(_POOLINGS[mode] for mode in modes)
 
 
-def _require_no_prompt(path: Path) -> None:
-    config = load_json(path) if path.is_file() else {}
-    prompt = (config.get("prompts") or {}).get(config.get("default_prompt_name"))
-    if prompt:
-        raise EncoderError(f"{path}: a default prompt ({prompt!r}) is not supported yet.")
+def _dense(folder: Path) -> HeadFile:
+    path = folder / "config.json"
+    config = load_json(path)
+    _require_sentence_embedding(path, config)
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    name = activation.rpartition(".")[2]
+    if name not in ACTIVATIONS or not activation.startswith("torch.nn."):
+        raise EncoderError(
+            f"{path}: the activation function {activation!r} is not supported, only those of torch.nn called "
+            f"{', '.join(ACTIVATIONS)}; code that a model names is never run."
+        )
+    sizes = _size(path, config, "in_features"), _size(path, config, "out_features")
+    settings: dict[str, Json] = {
+        "type": "dense",
+        "in_features": sizes[0],
+        "out_features": sizes[1],
+        "bias": bool(config.get("bias", True)),
+        "activation": name,
+    }
+    if config.get("use_residual"):
+        settings["residual"] = True
+    return HeadFile(settings, _head_weights(folder))
 
 
-def _require_plain_normalize(path: Path) -> None:
-    config = load_json(path) if path.is_file() else {}
+def _layer_norm(folder: Path) -> HeadFile:
+    path = folder / "config.json"
+    settings: dict[str, Json] = {"type": "layer_norm", "dimension": _size(path, load_json(path), "dimension")}
+    return HeadFile(settings, _head_weights(folder))
+
+
+def _normalize(folder: Path) -> HeadFile:
+    path = folder / "config.json"
+    _require_sentence_embedding(path, load_json(path) if path.is_file() else {})
+    return HeadFile({"type": "normalize"})
+
+
+_HEAD: Final[Mapping[str, Callable[[Path], HeadFile]]] = {
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Normalize": _normalize,
+}
+
+
+def _require_sentence_embedding(path: Path, config: Mapping[str, Any]) -> None:
     if any(value not in (None, "sentence_embedding") for key, value in config.items() if key.startswith("module_")):
-        raise EncoderError(f"{path}: normalising anything but the sentence embedding is not supported yet.")
+        raise EncoderError(f"{path}: a module on anything but the sentence embedding is not supported yet.")
+
+
+def _size(path: Path, config: Mapping[str, Any], name: str) -> int:
+    size = config.get(name)
+    if not isinstance(size, int) or size < 1:
+        raise EncoderError(f"{path}: {name} is {size!r}, which is not a number of values.")
+    return size
+
+
+def _head_weights(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise EncoderError(
+            f"{folder} holds no model.safetensors. If its weights are a pickle that you trust, load the model with "
+            "sentence_transformers once and save it again."
+        )
+    return path
 
 
 def _transformer_config(folder: Path) -> dict[str, Any]:

@@ -8,40 +8,19 @@ the nickname under which the settings were written.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from cachestore.encoders import imported, locate, model_files, precision
-from cachestore.encoders.model_files import ModelFiles
-from cachestore.errors import ConfigError, EncoderError, UsageError, nearest
+from cachestore.encoders import imported, text_settings
+from cachestore.encoders.resolved import Resolved
+from cachestore.encoders.text_settings import HUB_IDS, TextSettings
+from cachestore.errors import ConfigError, UsageError, nearest
 from cachestore.keys import Fingerprint, Json
 
-# Raised whenever our own preparation of a text (cutting, lowering, pooling) changes what a vector is.
-TEXT_PREPROCESSING: Final = 1
 HASHING_PREPROCESSING: Final = 1
-DEFAULT_MAX_SEQUENCE_LENGTH: Final = 256
-
-HUB_IDS: Final[Mapping[str, str]] = {
-    "albert": "albert-base-v2",
-    "bert": "bert-base-uncased",
-    "camembert": "camembert-base",
-    "deberta": "tasksource/deberta-base-long-nli",
-    "distilbert": "distilbert-base-uncased",
-    "electra": "google/electra-small-discriminator",
-    "gpt": "openai-gpt",
-    "gpt2": "gpt2",
-    "longformer": "allenai/longformer-base-4096",
-    "modernbert": "answerdotai/ModernBERT-base",
-    "roberta": "roberta-base",
-    "t5": "t5-small",
-    "xlmroberta": "FacebookAI/xlm-roberta-base",
-    "xlnet": "xlnet-base-cased",
-}
 TYPES: Final = ("hashing", "minilm", "auto_transformer", *HUB_IDS, "imported")
-POOLINGS: Final = ("mean", "sum", "max", "cls_pooled", "last")
 
 _LUDWIG_ONLY_TYPES: Final = (
     "parallel_cnn", "stacked_cnn", "stacked_parallel_cnn", "rnn", "cnnrnn", "transformer", "embed", "tf_idf", "llm",
@@ -76,40 +55,6 @@ class HashingSettings(BaseModel):
         return value
 
 
-class TextSettings(BaseModel):
-    """A transformers model: packaged, in a local directory, or on the hub. None means unset: taken from the model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    type: Literal[
-        "minilm", "auto_transformer", "albert", "bert", "camembert", "deberta", "distilbert", "electra", "gpt", "gpt2",
-        "longformer", "modernbert", "roberta", "t5", "xlmroberta", "xlnet",
-    ]  # fmt: skip
-    pretrained_model_name_or_path: Annotated[str, Field(min_length=1)] | None = None
-    reduce_output: Literal["mean", "sum", "max", "cls_pooled", "last"] | None = None
-    max_sequence_length: PositiveInt | None = None
-    normalize: bool | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    dtype: Literal["float16", "float32"] = "float16"
-
-    @field_validator("reduce_output", mode="before")
-    @classmethod
-    def _pooling(cls, value: object) -> object:
-        if value == "avg":
-            return "mean"
-        if value is not None and value not in POOLINGS:
-            raise ValueError(f"{value!r} is not a pooling of this store; choose one of {', '.join(POOLINGS)}")
-        return value
-
-    @model_validator(mode="after")
-    def _model_name(self) -> TextSettings:
-        if self.type == "auto_transformer" and self.pretrained_model_name_or_path is None:
-            raise ValueError("auto_transformer needs pretrained_model_name_or_path: a model directory or a hub id")
-        if self.type == "minilm" and self.pretrained_model_name_or_path is not None:
-            raise ValueError("minilm is one fixed model; write type: auto_transformer to name another")
-        return self
-
-
 class ImportedSettings(BaseModel):
     """Vectors that were imported. ``spec`` is what their owner declared, as a mapping or as the path of a YAML file that is read here."""
 
@@ -137,15 +82,6 @@ Settings: TypeAlias = Annotated[AnySettings, Field(discriminator="type")]
 
 
 _CLASSES: Final[Mapping[str, type[AnySettings]]] = {"hashing": HashingSettings, "imported": ImportedSettings}
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """Settings with every default settled: the spec, the length of a vector, and where the files of a model lie."""
-
-    spec: Mapping[str, Json]
-    dim: int
-    directory: Path = Path()
 
 
 def parse_settings(value: str | Mapping[str, Any]) -> AnySettings:
@@ -180,14 +116,7 @@ def resolve(
     if isinstance(settings, ImportedSettings):
         spec = imported.declare(settings.spec)
         return Resolved(spec, settings.spec["dim"])
-    files = model_files.read(_directory(settings), digest)
-    spec = _text_spec(settings, files)
-    dim = model_files.dim(files)
-    if settings.precision == "auto":
-        spec["precision"] = precision.choose(spec, dim, files.directory, known)
-    else:
-        spec["precision"] = settings.precision
-    return Resolved(spec, dim, files.directory)
+    return text_settings.resolve(settings, digest=digest, known=known)
 
 
 def _hashing_spec(settings: HashingSettings) -> dict[str, Json]:
@@ -201,43 +130,6 @@ def _hashing_spec(settings: HashingSettings) -> dict[str, Json]:
         "dtype": settings.dtype,
         "preprocessing": HASHING_PREPROCESSING,
     }
-
-
-def _text_spec(settings: TextSettings, files: ModelFiles) -> dict[str, Json]:
-    spec: dict[str, Json] = {
-        "kind": "text",
-        "model_type": files.model_type,
-        "config": files.config_digest,
-        "weights": list(files.weights),
-        "tokenizer": dict(files.tokenizer),
-        "reduce_output": settings.reduce_output or files.sentence.pooling(),
-        "max_sequence_length": _max_sequence_length(settings, files),
-        "normalize": files.sentence.normalize if settings.normalize is None else settings.normalize,
-        "dtype": settings.dtype,
-        "preprocessing": TEXT_PREPROCESSING,
-    }
-    if files.sentence.do_lower_case:
-        spec["do_lower_case"] = True
-    return spec
-
-
-def _max_sequence_length(settings: TextSettings, files: ModelFiles) -> int:
-    limit = model_files.position_limit(files)
-    asked = settings.max_sequence_length
-    if asked is not None and limit is not None and asked > limit:
-        raise EncoderError(
-            f"max_sequence_length {asked} is more than the model in {files.directory} has positions for. "
-            f"Set it to {limit} or less."
-        )
-    length = asked or files.sentence.max_sequence_length or DEFAULT_MAX_SEQUENCE_LENGTH
-    return length if limit is None else min(length, limit)
-
-
-def _directory(settings: TextSettings) -> Path:
-    if settings.type == "minilm":
-        return locate.packaged_minilm()
-    name = settings.pretrained_model_name_or_path or HUB_IDS[settings.type]
-    return locate.locate(name)
 
 
 def _wrong_type(kind: object) -> str:

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cachestore import keys
 from cachestore.encoders import text_model
 from cachestore.encoders.batches import Budget, batches, tokens_in_memory, windows
 from cachestore.encoders.pooling import Head
 from cachestore.encoders.text_model import Collate, load
+from cachestore.encoders.text_settings import share_key
 from cachestore.encoders.tokens import Tokens
 from cachestore.errors import EncoderError
 from cachestore.keys import Fingerprint, Json
@@ -32,15 +32,9 @@ __all__ = ["cuda_has_bfloat16", "encode", "encode_many", "load", "release", "sha
 
 _FIRST_WINDOW = 1024
 _WINDOW = 8192  # texts tokenised and sorted together: bounds memory, and is plenty for batches of one length
-_SHARED_BY = ("config", "weights", "tokenizer", "precision", "do_lower_case", "prompt", "max_sequence_length")
 _FLOATS_PER_TOKEN = 24  # of activations alive at once, for each value of a hidden state: measured on BERT and Llama
 
 _budgets: dict[tuple[Fingerprint, str], Budget] = {}
-
-
-def share_key(spec: Mapping[str, Json]) -> Fingerprint:
-    """Equal for specs whose vectors can come from one forward: same model, tokens and precision."""
-    return keys.fingerprint({name: spec[name] for name in _SHARED_BY if name in spec})
 
 
 def encode(

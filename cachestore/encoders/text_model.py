@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from cachestore import keys
-from cachestore.encoders import _torchvision
-from cachestore.encoders.pooling import Head
+from cachestore.encoders import _torchvision, sentence_transformers_files
+from cachestore.encoders.pooling import Head, head_module
 from cachestore.encoders.tokens import Tokenizer, Tokens
 from cachestore.errors import EncoderError
 from cachestore.keys import Fingerprint, Json
@@ -128,8 +128,18 @@ def make_collate(spec: Mapping[str, Json], tokenizer: Any) -> Collate:
 
 def make_head(spec: Mapping[str, Json], directory: Path, collate: Collate) -> Head:
     """What a spec puts on the hidden states, in float32 and on the CPU."""
-    poolings = str(spec["reduce_output"]).split("+")
-    return Head(poolings, nn.Sequential(), normalize=bool(spec["normalize"]))
+    settings: Any = spec.get("head", [])
+    files = [module.weights for module in sentence_transformers_files.read(directory).head] if settings else []
+    if len(files) != len(settings):
+        raise EncoderError(
+            f"{directory}: its modules.json is not the one that the encoder was opened with. Open it again."
+        )
+    return Head(
+        str(spec["reduce_output"]).split("+"),
+        nn.Sequential(*map(head_module, settings, files)),
+        normalize=bool(spec["normalize"]),
+        unpooled=0 if spec.get("pools_prompt", True) else collate.tokenizer.prompt_tokens,
+    )
 
 
 def layer_of(spec: Mapping[str, Json]) -> int | None:
@@ -144,6 +154,7 @@ def device() -> str:
 
 
 def _load(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
+    directory = sentence_transformers_files.read(directory).directory
     with _quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(

@@ -56,6 +56,12 @@ class Tokenizer:
             padded[name][mask] = values
         return padded
 
+    @cached_property
+    def prompt_tokens(self) -> int:
+        """How many tokens of a text are the prompt's, as sentence-transformers counts: special ones before it with it."""
+        ids = self._encode([self.prompt])["input_ids"][0]
+        return len(ids) - (bool(ids) and ids[-1] in self.backend.all_special_ids)
+
     def _encode(self, texts: list[str]) -> Any:
         return self.backend(
             texts,

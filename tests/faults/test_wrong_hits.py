@@ -79,12 +79,15 @@ FILES: dict[str, Callable[[Path], object]] = {
     "modules: lower case": _sentence(transformer={"max_seq_length": 64, "do_lower_case": True}),
 }
 TEXT: dict[str, list[dict[str, Any]]] = {
-    "reduce_output": [{"reduce_output": how} for how in ("sum", "max", "cls_pooled", "last")],
+    "reduce_output": [{"reduce_output": how} for how in ("sum", "max", "cls_pooled", "last", "cls_pooled+mean")],
+    "layer": [{"layer": layer} for layer in (0, 1)],
+    "prompt": [{"prompt": prompt} for prompt in ("query: ", "query:", "passage: ")],
     "max_sequence_length": [{"max_sequence_length": length} for length in (8, 32, 63)],
     "normalize": [{"normalize": True}],
     "precision": [{"precision": "bfloat16"}],
     "dtype": [{"dtype": "float32"}],
 }
+NO_CHANGE = {"batch_tokens", "prompt_name"}  # speed, and another way to write prompt
 HASHING: dict[str, list[dict[str, Any]]] = {
     "dim": [{"dim": dim} for dim in (1, 32, 1023)],
     "ngram_range": [{"ngram_range": [1, 1]}, {"ngram_range": [2, 2]}, {"ngram_range": [1, 3]}],
@@ -96,7 +99,7 @@ HASHING: dict[str, list[dict[str, Any]]] = {
 
 def test_every_setting_has_its_place_in_the_matrix() -> None:
     """A setting added later must be put here: does it change vectors, or only say where the model lies?"""
-    assert set(TextSettings.model_fields) == {*TEXT, "type", "pretrained_model_name_or_path"}
+    assert set(TextSettings.model_fields) == {*TEXT, *NO_CHANGE, "type", "pretrained_model_name_or_path"}
     assert set(HashingSettings.model_fields) == {*HASHING, "type"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from cachestore import keys
 from cachestore.encoders import locate, open_encoder, text
 from cachestore.errors import EncoderError
 from tests.store import tiny_models
 from tests.store.tiny_models import edit_json, make_sentence_model, write_json
 
+ACTIVATION = "torch.nn.modules.activation.ReLU"
 MEAN = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
 
 
@@ -40,6 +45,19 @@ def settled(directory: Path, **settings: Any) -> dict[str, Any]:
     return dict(encoder.spec)
 
 
+def make_dense(model: Path, *, weights: str | None = "linear", **config: Any) -> None:
+    """Make a model whose third and last module is a Dense; ``config`` goes to its config.json."""
+    modules = json.loads((model / "modules.json").read_text())[:2]
+    write_json(model / "modules.json", [*modules, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}])
+    (model / "2_Dense").mkdir()
+    given = {"in_features": 16, "out_features": 8, "bias": True, "activation_function": ACTIVATION, **config}
+    write_json(model / "2_Dense" / "config.json", given)
+    if weights is not None:
+        torch.manual_seed(1)
+        tensors = {f"{weights}.weight": torch.randn(8, 16), f"{weights}.bias": torch.randn(8)}
+        save_file(tensors, model / "2_Dense" / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("config", "pooling"),
     [
@@ -51,6 +69,10 @@ def settled(directory: Path, **settings: Any) -> dict[str, Any]:
         ({"pooling_mode": "cls", "include_prompt": True}, "cls_pooled"),
         ({"pooling_mode": "lasttoken"}, "last"),
         ({"pooling_mode": ["max"]}, "max"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True, "pooling_mode_mean_tokens": False}, "mean_sqrt_len_tokens"),
+        ({"pooling_mode": "weightedmean"}, "weightedmean"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "cls_pooled+mean"),
+        ({"pooling_mode": ["mean", "cls"]}, "mean+cls_pooled"),
     ],
     ids=str,
 )
@@ -58,19 +80,9 @@ def test_pooling_is_read_in_both_spellings(model: Path, config: dict[str, Any], 
     assert settled(make_sentence_model(model, config))["reduce_output"] == pooling
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"pooling_mode_mean_sqrt_len_tokens": True},
-        {"pooling_mode": "weightedmean"},
-        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
-        {"pooling_mode": ["cls", "mean"]},
-    ],
-    ids=str,
-)
-def test_other_poolings_are_refused_unless_one_is_asked_for(model: Path, config: dict[str, Any]) -> None:
-    make_sentence_model(model, config)
-    with pytest.raises(EncoderError, match=r"1_Pooling/config\.json: pooling .* is not supported yet"):
+def test_an_unknown_pooling_is_refused_unless_one_is_asked_for(model: Path) -> None:
+    make_sentence_model(model, {"pooling_mode": ["cls", "median"]})
+    with pytest.raises(EncoderError, match=r"1_Pooling/config\.json: pooling cls \+ median is not supported"):
         settled(model)
     assert settled(model, reduce_output="mean")["reduce_output"] == "mean"
 
@@ -121,8 +133,32 @@ def _modules(*names: str, prefix: str = "sentence_transformers.models.") -> Call
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "dense": (_modules("Transformer", "Pooling", "Dense"), "Transformer, Pooling, Dense are not supported yet"),
-    "layer norm": (_modules("Transformer", "Pooling", "LayerNorm"), "LayerNorm are not supported yet"),
+    "word weights": (
+        _modules("Transformer", "Pooling", "WordWeights"),
+        "Transformer, Pooling, WordWeights are not supported yet",
+    ),
+    "nothing to pool": (_modules("Transformer", "Dense", "Pooling"), "Transformer, Dense, Pooling are not supported"),
+    "no weights": (
+        lambda m: make_dense(m, weights=None),
+        r"2_Dense holds no model\.safetensors\. If its weights are a pickle that you trust",
+    ),
+    "own activation": (
+        lambda m: make_dense(m, activation_function="custom.code.Swish"),
+        r"'custom\.code\.Swish' is not supported, .* code that a model names is never run",
+    ),
+    "an activation with arguments": (
+        lambda m: make_dense(m, activation_function="torch.nn.modules.activation.MultiheadAttention"),
+        "MultiheadAttention' is not supported",
+    ),
+    "dense on tokens": (
+        lambda m: make_dense(m, module_input_name="token_embeddings"),
+        "anything but the sentence embedding is not supported yet",
+    ),
+    "dense of another width": (
+        lambda m: make_dense(m, in_features=12),
+        "the dense module after pooling takes 12 values, and pooling gives 16",
+    ),
+    "dense without a size": (lambda m: make_dense(m, out_features=None), "out_features is None"),
     "static": (_modules("StaticEmbedding"), "StaticEmbedding are not supported yet"),
     "own code": (_modules("Transformer", prefix="custom_st."), "'custom_st.Transformer' is code of the model's own"),
     "not a list": (lambda m: write_json(m / "modules.json", {}), "not supported yet"),
@@ -131,12 +167,6 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
             m / "modules.json", [{"type": "sentence_transformers.models.Transformer", "path": "../x"}]
         ),
         "does not lie in that directory",
-    ),
-    "prompt": (
-        lambda m: write_json(
-            m / "config_sentence_transformers.json", {"prompts": {"q": "query: "}, "default_prompt_name": "q"}
-        ),
-        r"a default prompt \('query: '\) is not supported yet",
     ),
     "task": (
         lambda m: write_json(m / "sentence_bert_config.json", {"transformer_task": "text-generation"}),
@@ -164,12 +194,30 @@ def test_what_would_change_vectors_is_refused(model: Path, feature: str) -> None
         settled(model)
 
 
-def test_prompts_that_are_empty_or_not_the_default_are_no_matter(model: Path) -> None:
-    make_sentence_model(model, MEAN)
-    prompts = {"query": "", "document": "doc: "}
-    for default in (None, "query"):
-        write_json(model / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": default})
-        assert settled(model)["reduce_output"] == "mean"
+PROMPTS = {"query": "query: ", "document": "doc: ", "none": ""}
+
+
+def with_prompts(model: Path, default: str | None) -> Path:
+    write_json(model / "config_sentence_transformers.json", {"prompts": PROMPTS, "default_prompt_name": default})
+    return model
+
+
+def test_the_default_prompt_is_applied_unless_another_is_asked_for(model: Path) -> None:
+    with_prompts(make_sentence_model(model, MEAN), "query")
+    assert settled(model)["prompt"] == "query: "
+    assert settled(model, prompt_name="document") == settled(model, prompt="doc: ")
+    for none in ({"prompt": ""}, {"prompt_name": "none"}):
+        assert "prompt" not in settled(model, **none)
+    assert settled(model, prompt={"template": "{title}: {body}"})["prompt"] == "query: "
+    with pytest.raises(EncoderError, match=r"prompt_name 'passage': the prompts of the model .* 'query', 'document'"):
+        settled(model, prompt_name="passage")
+
+
+def test_without_a_default_no_prompt_is_applied(model: Path) -> None:
+    before = settled(make_sentence_model(model, MEAN))
+    for default in (None, "none", "gone"):
+        assert settled(with_prompts(model, default)) == before
+    assert settled(model, prompt_name="query")["prompt"] == "query: "
 
 
 @pytest.fixture
@@ -225,3 +273,105 @@ def test_do_lower_case_lowers_what_the_tokenizer_does_not(model: Path, sentence_
     np.testing.assert_allclose(upper, lower, rtol=0, atol=1e-6)
     theirs = sentence_transformer(str(model), device="cpu").encode(["REFUND THE CARD [SEP]"])
     np.testing.assert_allclose(upper, theirs[0], rtol=0, atol=1e-5)
+
+
+def opened(directory: Path, **settings: Any) -> Any:
+    base = {"type": "auto_transformer", "pretrained_model_name_or_path": str(directory), "precision": "float32"}
+    return open_encoder({**base, "dtype": "float32", **settings})
+
+
+def assert_alike(encoder: Any, expected: Any) -> None:
+    """Row by row cosine 0.99999 or more, and lengths that agree."""
+    found = encoder.encode([value.encode() for value in TEXTS])
+    assert found.shape == expected.shape == (len(TEXTS), encoder.dim)
+    lengths = np.linalg.norm(found, axis=1), np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(*lengths, rtol=1e-4)
+    assert ((found * expected).sum(1) / (lengths[0] * lengths[1])).min() >= 0.99999
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [
+        "cls",
+        "max",
+        "mean",
+        "mean_sqrt_len_tokens",
+        "weightedmean",
+        "lasttoken",
+        ["mean", "cls"],
+        ["max", "weightedmean"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_each_pooling_is_that_of_sentence_transformers(
+    model: Path, sentence_transformer: Any, modes: Any, include_prompt: bool
+) -> None:
+    make_sentence_model(model, {"pooling_mode": modes, "include_prompt": include_prompt}, normalize=False)
+    edit_json(model / "1_Pooling" / "config.json", embedding_dimension=16)
+    with_prompts(model, "query")
+    theirs = sentence_transformer(str(model), device="cpu")
+    assert_alike(opened(model), theirs.encode(TEXTS))
+    assert_alike(opened(model, prompt_name="document"), theirs.encode(TEXTS, prompt_name="document"))
+    assert_alike(opened(model, prompt="Represent this: "), theirs.encode(TEXTS, prompt="Represent this: "))
+    assert_alike(opened(model, prompt=""), theirs.encode(TEXTS, prompt=""))
+
+
+def save_chain(theirs: Any, path: Path, *modules: Any) -> Any:
+    """A model of sentence-transformers with ``modules`` after the first two of ``theirs``, saved at ``path``."""
+    whole = type(theirs)(modules=[theirs[0], theirs[1], *modules], device="cpu")
+    whole.save(str(path))
+    return whole
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dense_layer_norm_and_normalize_are_those_of_sentence_transformers(
+    model: Path, tmp_path: Path, sentence_transformer: Any
+) -> None:
+    from sentence_transformers.sentence_transformer import modules as st
+
+    make_sentence_model(model, {"pooling_mode": ["mean", "max"]}, normalize=False)
+    theirs = sentence_transformer(str(model), device="cpu")
+    torch.manual_seed(2)
+    norm = st.LayerNorm(8)
+    torch.nn.init.normal_(norm.norm.weight)
+    chains = {
+        "tanh": [st.Dense(32, 8)],
+        "no bias": [st.Dense(32, 8, bias=False, activation_function=torch.nn.Identity()), st.Normalize()],
+        "two": [st.Dense(32, 8, activation_function=torch.nn.GELU()), norm, st.Dense(8, 4), st.Normalize()],
+        "normal first": [st.Normalize(), st.Dense(32, 8, use_residual=True), st.Dropout(0.5)],
+        "same width": [st.Dense(32, 32, activation_function=torch.nn.ReLU(), use_residual=True)],
+    }
+    fingerprints = set()
+    for name, chain in chains.items():
+        whole = save_chain(theirs, tmp_path / name, *chain).eval()
+        encoder = opened(tmp_path / name)
+        assert encoder.spec["normalize"] is isinstance(chain[-1], st.Normalize)
+        assert_alike(encoder, whole.encode(TEXTS))
+        fingerprints.add(keys.fingerprint(encoder.spec))
+    assert len(fingerprints) == len(chains)
+
+
+def test_weights_of_a_dense_are_in_the_fingerprint_and_must_be_its_weights(model: Path) -> None:
+    make_dense(make_sentence_model(model, MEAN))
+    before = opened(model)
+    assert (before.dim, before.encode([b"a"]).shape) == (8, (1, 8))
+    save_file({"linear.weight": torch.ones(8, 16), "linear.bias": torch.ones(8)}, model / "2_Dense/model.safetensors")
+    assert keys.fingerprint(opened(model).spec) != keys.fingerprint(before.spec)
+    save_file({"dense.weight": torch.ones(8, 16)}, model / "2_Dense" / "model.safetensors")
+    with pytest.raises(
+        EncoderError, match=r"2_Dense/model\.safetensors does not hold the weights that its config\.json"
+    ):
+        opened(model).encode([b"a"])
+    (model / "2_Dense" / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(EncoderError, match="does not hold the weights"):
+        opened(model).encode([b"a"])
+    text.release()
+
+
+def test_a_prompt_that_fills_the_text_leaves_its_last_token_to_pool(model: Path) -> None:
+    make_sentence_model(model, {"pooling_mode": "mean", "include_prompt": False}, normalize=False)
+    encoder = opened(model, prompt="please refund the card that I used", max_sequence_length=4)
+    assert np.isfinite(encoder.encode([b"", b"late"])).all()
+    text.release()
