@@ -273,13 +273,17 @@ def _as_numbers(returned: object) -> NDArray[Any]:
 
 def _as_stored(vectors: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any], dict[int, str]]:
     """The vectors in their stored dtype, and by row the reason why one cannot be stored."""
-    finite = np.isfinite(vectors).all(axis=1)
     with np.errstate(over="ignore"):
-        stored = vectors.astype(dtype)
-    overflowed = finite & ~np.isfinite(stored).all(axis=1)
-    reasons = {int(row): "the encoder returned NaN or infinity" for row in np.flatnonzero(~finite)}
-    reasons |= {int(row): f"its vector exceeds {dtype.name}; set dtype: float32" for row in np.flatnonzero(overflowed)}
-    vanished = np.flatnonzero(~stored.any(axis=1))
-    vanished = vanished[vectors[vanished].any(axis=1)]  # a vector of zeros may be what the encoder means
-    reasons |= {int(row): f"its vector is zero in {dtype.name}; set dtype: float32" for row in vanished}
+        stored = np.array(vectors, dtype, order="C")  # a copy: an encoder may use its buffer again
+    # without its sign bit, a number with this bit pattern or a higher one is an infinity or NaN; a tenth of isfinite's time
+    bits, infinite = (np.uint16, 0xF800) if dtype.itemsize == 2 else (np.uint32, 0xFF000000)
+    highest = np.left_shift(stored.view(bits), 1).max(axis=1, initial=0)
+    reasons: dict[int, str] = {}
+    for row in np.flatnonzero(highest >= infinite).tolist():
+        finite = np.isfinite(vectors[row]).all()
+        why = f"its vector exceeds {dtype.name}; set dtype: float32" if finite else "the encoder returned NaN or infinity"
+        reasons[row] = why
+    for row in np.flatnonzero(highest == 0).tolist():
+        if vectors[row].any():  # a vector of zeros may be what the encoder means
+            reasons[row] = f"its vector is zero in {dtype.name}; set dtype: float32"
     return stored, reasons

@@ -111,6 +111,7 @@ class Store:
         self.root = root
         self.readonly = mode == "r"
         self._reconciled = False
+        self._own: dict[Fingerprint, Encoder] = {}
         if not self.readonly:
             header.create(root)
         header.check(root)
@@ -309,7 +310,15 @@ class Store:
             raise EncoderError(
                 f"The dim of {type(opened).__name__} is {opened.dim!r}. It must be the length of its vectors."
             )
-        return opened
+        return self._own.get(fingerprint(opened.spec), opened)
+
+    def use(self, encoder: Encoder) -> None:
+        """Have an encoder of the caller's own encode wherever its spec is asked for, as in a config that says ``type: imported``.
+
+        Raises as ``open_encoder``.
+        """
+        opened = self.open_encoder(encoder)
+        self._own[fingerprint(opened.spec)] = opened
 
     def knows(self, encoder: Fingerprint) -> bool:
         """Whether the store holds vectors of that encoder."""
