@@ -104,11 +104,11 @@ def count(
             tally.hits += int(found.sum())
             tally.missing += int((cells.reasons == MISSING).sum())
             tally.skipped += int((cells.reasons == SKIPPED).sum())
-            fresh = [
-                (key, payload)
-                for key, payload, known in zip(names, cells.payloads, found.tolist(), strict=True)
-                if key is not None and payload is not None and not known
-            ]
+            fresh: list[tuple[Key, bytes]] = []
+            for row in np.flatnonzero(~found).tolist():  # of these alone: to have the payload of a picture is to read its file
+                key, payload = names[row], cells.payloads[row]
+                if key is not None and payload is not None:
+                    fresh.append((key, payload))
             other = (elsewhere or {}).get(column)
             there = np.zeros(len(fresh), np.bool_)
             if other is not None and fresh:
