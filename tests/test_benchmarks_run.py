@@ -11,6 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALL: dict[str, dict[str, Any]] = {
+    "bench_build": {"rows": 20, "stored_rows": 300, "turns": 1},
     "bench_concurrent": {"rows": 300, "processes": 2, "turns": 1},
     "bench_known_rows": {"rows": 500, "turns": 1},
     "bench_step": {"rows": 256, "epochs": 1, "turns": 1},
