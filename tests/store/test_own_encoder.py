@@ -231,8 +231,10 @@ def test_a_config_finds_its_vectors_by_what_the_spec_declares(
         assert (run.encoded, run.hits) == (0, 24)
         with pytest.raises(EncoderError, match=r"1 text has no imported vector .*'a new text'"):
             predict(run, "more.csv", store)
-        build(store, "more.csv", {"text": encoder(module, api)})
+        store.use(encoder(module, api))
         assert len(predict(run, "more.csv", store).columns["good_predictions"]) == 2
+        assert train(config, "more.csv", store, test="table.csv", output="runs/second").encoded == 0
+    assert api.embedded == Counter([*(f"text {at}" for at in range(24)), "a new text"])
     exported = CliRunner().invoke(app, ["export", "table", "-o", "table.parquet", "--store", "store"])
     assert exported.exit_code == 0, exported.output
 
