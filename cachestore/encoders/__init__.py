@@ -7,25 +7,27 @@ only when it encodes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cachestore.encoders import image_specs
 from cachestore.encoders.hashing import HashingEncoder
+from cachestore.encoders.image_settings import ImageTransformerSettings, TorchvisionSettings
 from cachestore.encoders.imported import ImportedEncoder, name
 from cachestore.encoders.spec import (
     AnySettings,
     HashingSettings,
     ImportedSettings,
     Settings,
-    TextSettings,
     parse_settings,
     resolve,
 )
+from cachestore.encoders.text_settings import TextSettings, share_key
 from cachestore.errors import ConfigError
 from cachestore.keys import Fingerprint, Json
 
@@ -34,14 +36,17 @@ __all__ = [
     "Encoder",
     "EncoderLike",
     "HashingSettings",
+    "ImageTransformerSettings",
     "ImportedEncoder",
     "ImportedSettings",
     "Settings",
     "TextSettings",
+    "TorchvisionSettings",
     "label",
     "open_encoder",
     "parse_settings",
     "sha256_of_file",
+    "template_of",
 ]
 
 
@@ -76,13 +81,54 @@ class _TextEncoder:
     spec: Mapping[str, Json]
     dim: int
     directory: Path
+    batch_tokens: int | None = None
 
     def encode(self, payloads: Sequence[bytes]) -> NDArray[np.float32]:
         if not payloads:
             return np.empty((0, self.dim), np.float32)
+        return self.encode_for([self], payloads)[0]
+
+    @property
+    def share(self) -> Hashable:
+        return self.directory, share_key(self.spec)
+
+    def encode_for(self, encoders: Sequence[_TextEncoder], payloads: Sequence[bytes]) -> list[NDArray[np.float32]]:
         from cachestore.encoders import text  # torch and transformers: not before there is something to encode
 
-        return text.encode(self.spec, self.directory, self.dim, payloads)
+        specs, dims = [encoder.spec for encoder in encoders], [encoder.dim for encoder in encoders]
+        return text.encode_many(specs, self.directory, dims, payloads, batch_tokens=self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class _ImageEncoder:
+    payload: ClassVar = "image"
+    spec: Mapping[str, Json]
+    dim: int
+    place: Path
+    batch_size: int | None = None
+
+    def encode(self, payloads: Sequence[bytes]) -> Encoded:
+        return self.encode_for([self], payloads)[0]
+
+    @property
+    def share(self) -> Hashable:
+        return self.place, image_specs.share_key(self.spec)
+
+    def encode_for(self, encoders: Sequence[_ImageEncoder], payloads: Sequence[bytes]) -> list[Encoded]:
+        if not payloads:
+            return [Encoded(np.empty((0, encoder.dim), np.float32), {}) for encoder in encoders]
+        from cachestore.encoders import image  # torch: not before there is something to encode
+
+        specs, dims = [encoder.spec for encoder in encoders], [encoder.dim for encoder in encoders]
+        vectors, refused = image.encode_many(specs, self.place, dims, payloads, batch_size=self.batch_size)
+        return [Encoded(array, refused) for array in vectors]
+
+
+def template_of(encoder: EncoderLike) -> str | None:
+    """The template that an encoder's texts are rendered by from several columns, None where a cell is the text."""
+    settings = parse_settings(encoder) if isinstance(encoder, str | Mapping) else encoder
+    template: str | None = getattr(settings, "prompt_template", None)
+    return template
 
 
 def sha256_of_file(path: Path) -> str:
@@ -117,7 +163,10 @@ def open_encoder(
         return ImportedEncoder(resolved.spec, resolved.dim)
     if isinstance(settings, TextSettings):
         resolved = resolve(settings, digest=digest, known=known)
-        return _TextEncoder(resolved.spec, resolved.dim, resolved.directory)
+        return _TextEncoder(resolved.spec, resolved.dim, resolved.directory, settings.batch_tokens)
+    if isinstance(settings, TorchvisionSettings | ImageTransformerSettings):
+        resolved = resolve(settings, digest=digest, known=known)
+        return _ImageEncoder(resolved.spec, resolved.dim, resolved.directory, settings.batch_size)
     if isinstance(settings, Encoder):
         return settings
     raise ConfigError(f"encoder: must be a type, a mapping, settings or an encoder, not {type(encoder).__name__}")
@@ -128,6 +177,11 @@ def label(spec: Mapping[str, Json]) -> str:
     if spec.get("kind") == "text":
         parts = ["text", spec["model_type"], spec["reduce_output"], spec["max_sequence_length"]]
         parts += ["normalized"] if spec["normalize"] else []
+        parts += [f"layer {spec['layer']}"] if "layer" in spec else []
+        parts += [f"prompt {spec['prompt']!r}"] if "prompt" in spec else []
+        return " ".join(map(str, parts)) + f" {spec['precision']}→{spec['dtype']}"
+    if spec.get("kind") == "image":
+        parts = ["image", spec.get("architecture", spec.get("model_type")), spec.get("reduce_output", "features")]
         return " ".join(map(str, parts)) + f" {spec['precision']}→{spec['dtype']}"
     if spec.get("kind") == "imported":
         return f"imported {name(spec)} {spec['dim']}→{spec['dtype']}"

@@ -37,7 +37,8 @@ _PADDED_POSITIONS: Final = frozenset({
     "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 _DIM_KEYS: Final = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim")
-_LAYER_KEYS: Final = ("encoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")  # first the encoder's
+# The encoder's come first.
+_LAYER_KEYS: Final = ("encoder_layers", "num_encoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def layers(files: ModelFiles) -> int:
         if isinstance(count, int) and count > 0:
             return count
     raise EncoderError(
-        f"{files.directory / 'config.json'} does not say how many layers there are ({_LAYER_KEYS[1]}). Leave layer unset."
+        f"{files.directory / 'config.json'} does not say how many layers there are ({_LAYER_KEYS[2]}). Leave layer unset."
     )
 
 
@@ -126,7 +127,7 @@ def position_limit(files: ModelFiles) -> int | None:
     """The most tokens the model has positions for, special tokens included; None where positions are relative."""
     if files.model_type in _RELATIVE_POSITIONS:
         return None
-    for key in ("max_position_embeddings", "n_positions"):
+    for key in ("max_encoder_position_embeddings", "max_position_embeddings", "n_positions"):
         positions = files.config.get(key)
         if isinstance(positions, int) and positions > 0:
             padding = files.config.get("pad_token_id", 1) if files.model_type in _PADDED_POSITIONS else -1

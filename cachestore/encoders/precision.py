@@ -59,13 +59,28 @@ def min_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def _calibrate(spec: Mapping[str, Json], dim: int, directory: Path) -> Precision:
-    from cachestore.encoders import text  # torch and transformers, which a known spec does not need
-
-    if not (text.cuda_has_bfloat16() if text.uses_cuda() else cpu_has_bfloat16()):
+    # torch and transformers, which a known spec does not need
+    if not _has_bfloat16():
         return "float32"
-    payloads = [line for line in CALIBRATION.read_bytes().splitlines() if line]
-    exact = text.encode({**spec, "precision": "float32"}, directory, dim, payloads)
-    close = text.encode({**spec, "precision": "bfloat16"}, directory, dim, payloads)
+    exact_spec, close_spec = {**spec, "precision": "float32"}, {**spec, "precision": "bfloat16"}
+    if spec["kind"] == "image":
+        from cachestore.encoders import image
+
+        pictures = image.calibration()
+        (exact, _), (close, _) = (image.encode(s, directory, dim, pictures) for s in (exact_spec, close_spec))
+        release = image.release
+    else:
+        from cachestore.encoders import text
+
+        payloads = [line for line in CALIBRATION.read_bytes().splitlines() if line]
+        exact, close = (text.encode(s, directory, dim, payloads) for s in (exact_spec, close_spec))
+        release = text.release
     chosen: Precision = "bfloat16" if min_cosine(exact, close) >= MIN_COSINE else "float32"
-    text.release({**spec, "precision": "float32" if chosen == "bfloat16" else "bfloat16"})
+    release(exact_spec if chosen == "bfloat16" else close_spec)
     return chosen
+
+
+def _has_bfloat16() -> bool:
+    from cachestore.encoders import text
+
+    return text.cuda_has_bfloat16() if text.uses_cuda() else cpu_has_bfloat16()

@@ -13,14 +13,15 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from cachestore.encoders import imported, text_settings
+from cachestore.encoders import image_settings, imported, text_settings
+from cachestore.encoders.image_settings import ImageTransformerSettings, TorchvisionSettings
 from cachestore.encoders.resolved import Resolved
 from cachestore.encoders.text_settings import HUB_IDS, TextSettings
 from cachestore.errors import ConfigError, UsageError, nearest
 from cachestore.keys import Fingerprint, Json
 
 HASHING_PREPROCESSING: Final = 1
-TYPES: Final = ("hashing", "minilm", "auto_transformer", *HUB_IDS, "imported")
+TYPES: Final = ("hashing", "minilm", "auto_transformer", *HUB_IDS, *image_settings.TYPES, "imported")
 
 _LUDWIG_ONLY_TYPES: Final = (
     "parallel_cnn", "stacked_cnn", "stacked_parallel_cnn", "rnn", "cnnrnn", "transformer", "embed", "tf_idf", "llm",
@@ -77,11 +78,17 @@ class ImportedSettings(BaseModel):
         return dict(content)
 
 
-AnySettings: TypeAlias = HashingSettings | TextSettings | ImportedSettings
+AnySettings: TypeAlias = (
+    HashingSettings | TextSettings | ImportedSettings | TorchvisionSettings | ImageTransformerSettings
+)
 Settings: TypeAlias = Annotated[AnySettings, Field(discriminator="type")]
 
 
-_CLASSES: Final[Mapping[str, type[AnySettings]]] = {"hashing": HashingSettings, "imported": ImportedSettings}
+_CLASSES: Final[Mapping[str, type[AnySettings]]] = {
+    "hashing": HashingSettings,
+    "imported": ImportedSettings,
+    **{kind: image_settings.class_of(kind) for kind in image_settings.TYPES},
+}
 
 
 def parse_settings(value: str | Mapping[str, Any]) -> AnySettings:
@@ -116,6 +123,8 @@ def resolve(
     if isinstance(settings, ImportedSettings):
         spec = imported.declare(settings.spec)
         return Resolved(spec, settings.spec["dim"])
+    if isinstance(settings, TorchvisionSettings | ImageTransformerSettings):
+        return image_settings.resolve(settings, digest=digest, known=known)
     return text_settings.resolve(settings, digest=digest, known=known)
 
 

@@ -1,0 +1,126 @@
+"""Vision models as one module: pixels as they come from a picture → one vector per pooling that is asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cachestore.encoders import _torchvision, image_specs
+from cachestore.errors import EncoderError
+from cachestore.keys import Json
+
+_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel", "siglip2": "Siglip2VisionModel"}
+
+
+class ImageModule(nn.Module):
+    """uint8 pixels (batch, height, width, 3) → {pooling: (batch, dim) float32}; torchvision's models know one, ""."""
+
+    mean: Tensor
+    factor: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, picture: Mapping[str, Any], precision: torch.dtype, poolings: Set[str]
+    ) -> None:
+        super().__init__()
+        self.poolings = frozenset(poolings)
+        self.backbone = backbone
+        self.precision = precision
+        mean, std = torch.tensor(picture["mean"]), torch.tensor(picture["std"])
+        self.register_buffer("mean", mean / picture["scale"], persistent=False)
+        self.register_buffer("factor", picture["scale"] / std, persistent=False)
+
+    def forward(self, pixels: Tensor, poolings: Sequence[str]) -> dict[str, Tensor]:
+        # one picture's channels lie side by side, as they came: what convolutions are fastest with
+        images = pixels.to(torch.float32).sub_(self.mean).mul_(self.factor).to(self.precision).permute(0, 3, 1, 2)
+        if self.poolings == {""}:
+            return {"": self.backbone(images).flatten(1).float()}
+        output = self.backbone(pixel_values=images)
+        return {pooling: pool(output, pooling).float() for pooling in poolings}
+
+
+def pool(output: Any, how: str) -> Tensor:
+    """One vector per picture from what a transformers model returns.
+
+    ``pooler`` is its own pooling, ``cls`` the first token of the last hidden state, ``mean`` that state's mean over all
+    positions, a class token among them. Raises EncoderError when the model has no such thing.
+    """
+    hidden: Tensor = output.last_hidden_state
+    if how == "pooler":
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
+        if pooled is None:
+            raise EncoderError("the model has no pooler. Set reduce_output to cls or mean.")
+        return pooled.flatten(1)
+    if hidden.ndim == 4:  # a map of channels
+        if how == "mean":
+            return hidden.float().mean((2, 3))
+        raise EncoderError("the model has no class token. Set reduce_output to pooler or mean.")
+    return hidden[:, 0] if how == "cls" else hidden.float().mean(1)
+
+
+def load(spec: Mapping[str, Json], place: Path, poolings: Sequence[str]) -> ImageModule:
+    """The model of a spec on the CPU, in eval mode; ``poolings`` are those that will be asked of it.
+
+    Raises EncoderError when its files are not such a model, or lack weights that a pooling needs.
+    """
+    precision: torch.dtype = getattr(torch, str(spec["precision"]))
+    picture: Any = spec["picture"]
+    if "architecture" in spec:
+        from cachestore.encoders import torchvision_models  # torchvision, which other models do not need
+
+        architecture = str(spec["architecture"])
+        head = image_specs.table()[architecture]["head"]
+        backbone = torchvision_models.load(architecture, head, picture["crop"][0], place)
+    else:
+        backbone = _tower(place, "pooler" in poolings)
+    backbone = backbone.to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ImageModule(backbone, picture, precision, set(poolings)).eval()
+
+
+def _tower(directory: Path, needs_pooler: bool) -> nn.Module:
+    _torchvision.make_importable()
+    import transformers  # slow to import, and torchvision's models do not need it
+
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model = _class(transformers, config, directory)
+        options = (
+            {"add_pooling_layer": needs_pooler} if "add_pooling_layer" in inspect.signature(model).parameters else {}
+        )
+        backbone, report = model.from_pretrained(
+            directory,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
+        )
+    except EncoderError:
+        raise
+    except Exception as error:  # transformers raises whatever its parts raise, each for its own kind of broken file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise EncoderError(f"{directory} cannot be loaded as a transformers model: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        if all("pooler" in name for name in missing):
+            raise EncoderError(f"{directory} holds no weights of a pooler. Set reduce_output to cls or mean.")
+        raise EncoderError(
+            f"{directory} lacks weights of the model that config.json describes ({', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}). Save the whole model again."
+        )
+    loaded: nn.Module = backbone
+    return loaded
+
+
+def _class(transformers: Any, config: Any, directory: Path) -> Any:
+    if config.model_type in _TOWERS:
+        return getattr(transformers, _TOWERS[config.model_type])
+    model = transformers.MODEL_MAPPING.get(type(config), None)
+    if model is None or getattr(model, "main_input_name", "") != "pixel_values" or hasattr(config, "text_config"):
+        raise EncoderError(
+            f"{directory}: models of type {config.model_type!r} are not supported yet as image encoders."
+        )
+    return model
