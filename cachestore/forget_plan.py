@@ -263,13 +263,13 @@ def _read(
     """The payloads of the rows; None when one has another key than is known."""
     found: set[bytes] = set()
     first = 0
-    made = {column: recorded(provenance, column) for column in manifest.columns}
+    made = {column.name: recorded(provenance, column) for column in manifest.columns}
     for batch in dataset.batches(list(dict.fromkeys(name for one in made.values() for name in one.needs))):
         here = rows[(rows >= first) & (rows < first + batch.num_rows)]
         part = batch.take((here - first).tolist()) if len(here) else None
         first += batch.num_rows
         for column in manifest.columns if part is not None else ():
-            cells = made[column].cells(dataset, part, 0)
+            cells = made[column.name].cells(dataset, part, 0)
             for row, payload in zip(here.tolist(), cells.payloads, strict=True):
                 expected = known.get((column.name, row))
                 if payload is None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cachestore import dataset as datasets
 from cachestore import manifest as manifests
 from cachestore import shard
+from cachestore.cells import kind_of_spec
 from cachestore.dataset import Dataset
 from cachestore.encoders import Encoded, Encoder, EncoderLike, label, open_encoder
 from cachestore.errors import ConfigError, DamageError, DataError, EncoderError
@@ -195,7 +196,10 @@ def _compare(root: Path, index: Index, cells: _Cells, places: Sequence[int], fin
                 cosines.append(_cosine(old, new))
                 worst = min(worst, (cosines[-1], rows[at]))
     what, name = cells.named.label, cells.column.name
-    if len(kept) < len(rows):
+    if len(kept) < len(rows) and kind_of_spec(cells.column.spec) == "image":  # files beside the data, which may change
+        said = f"{len(rows) - len(kept):,} pictures of column {name!r} are not what they were when {what} was built, or are gone."
+        findings.notice("vector", what, said, "Build its data again to have vectors of what they are now.")
+    elif len(kept) < len(rows):
         said = f"{len(rows) - len(kept):,} rows of column {name!r} have keys that are not those of their texts in {cells.dataset.label}."
         findings.damage("vector", what, said, "Build its data again.")
     wrong = sum(not cosine >= ENOUGH for cosine in cosines)
