@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cachestore.encoders import text
+from cachestore.encoders import image, text
 from tests.conformance.specs import CASES, Case, http
 from tests.store import embedding_api
 
@@ -30,6 +30,7 @@ def api() -> Iterator[embedding_api.Api]:
 def _no_shared_models() -> Iterator[None]:
     yield
     text.release()
+    image.release()
 
 
 @pytest.fixture(params=[*CASES, "http"])

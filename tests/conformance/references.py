@@ -16,9 +16,12 @@ from sklearn.feature_extraction.text import HashingVectorizer
 POOLED: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "mean": lambda states: states.mean(0),
     "sum": lambda states: states.sum(0),
+    "mean_sqrt_len_tokens": lambda states: states.sum(0) / len(states) ** 0.5,
+    "weightedmean": lambda states: np.average(states, axis=0, weights=np.arange(len(states)) + 1),
     "max": lambda states: states.max(0),
     "cls_pooled": lambda states: states[0],
     "last": lambda states: states[-1],
+    "max+last": lambda states: np.concatenate([states.max(0), states[-1]]),
 }
 
 
@@ -42,8 +45,9 @@ def hidden_states(directory: Path, payload: bytes, length: int) -> NDArray[np.fl
 @functools.lru_cache(maxsize=2)
 def _load(directory: Path) -> tuple[Any, Any]:
     config = transformers.AutoConfig.from_pretrained(directory)
-    kind = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
-    model = kind.from_pretrained(directory, dtype=torch.float32).eval()
+    model = transformers.AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    if config.is_encoder_decoder:
+        model = model.get_encoder()
     return transformers.AutoTokenizer.from_pretrained(directory), model
 
 

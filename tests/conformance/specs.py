@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from cachestore.encoders import Encoder, locate, open_encoder
-from tests.conformance import references
-from tests.store import embedding_api, tiny_models
+from cachestore.encoders import Encoded, Encoder, locate, open_encoder
+from tests.conformance import references, vision
+from tests.store import embedding_api, tiny_image_models, tiny_models
 
 LONG = "please refund the card that I used yesterday " * 20
 TEXTS = (
@@ -47,13 +47,14 @@ class Case:
 
     def encode(self, payloads: Sequence[bytes]) -> NDArray[Any]:
         """Vectors (n, dim) of payloads none of which is refused."""
-        vectors = self.open("float32").encode(payloads)
-        assert isinstance(vectors, np.ndarray)
+        returned = self.open("float32").encode(payloads)
+        vectors, refused = returned if isinstance(returned, Encoded) else (returned, {})
+        assert not refused
         return vectors
 
 
-def _built_in(settings: Mapping[str, Any], reference: Reference) -> Case:
-    return Case(lambda dtype: open_encoder({**settings, "dtype": dtype}), reference)
+def _built_in(settings: Mapping[str, Any], reference: Reference, **fields: Any) -> Case:
+    return Case(lambda dtype: open_encoder({**settings, "dtype": dtype}), reference, **fields)
 
 
 def model(folder: Path, kind: str) -> Path:
@@ -88,6 +89,32 @@ def _hashing(folder: Path) -> Case:
     return _built_in({"type": "hashing", "dim": 64}, references.hashing)
 
 
+def tower(folder: Path, kind: str, pooling: str = "mean") -> Case:
+    """A tiny vision model of transformers, exact."""
+    directory = folder / f"image-{kind}"
+    if not directory.exists():
+        tiny_image_models.save(directory, kind)
+    settings = {
+        "type": "auto_image_transformer",
+        "pretrained_model_name_or_path": str(directory),
+        "reduce_output": pooling,
+        "precision": "float32",
+    }
+    return _pictures(settings, lambda payloads: vision.tower(directory, kind, payloads, pooling))
+
+
+def _torchvision(folder: Path, architecture: str) -> Case:
+    path = folder / f"{architecture}.safetensors"
+    if not path.exists():
+        vision.save_weights(path, architecture)
+    settings = {"type": "torchvision", "model": architecture, "weights_path": str(path), "precision": "float32"}
+    return _pictures(settings, lambda payloads: vision.features(path, architecture, payloads))
+
+
+def _pictures(settings: Mapping[str, Any], reference: Reference) -> Case:
+    return _built_in(settings, reference, payloads=vision.PICTURES, long=vision.LONG)
+
+
 def http(folder: Path, api: embedding_api.Api) -> Case:
     """The README's own encoder, which takes three texts at a time."""
     embedding_api.write_blocks(folder)
@@ -107,4 +134,6 @@ CASES: Mapping[str, Callable[[Path], Case]] = {
     "hashing": _hashing,
     "minilm": _minilm,
     **{f"text {kind}": partial(text, kind=kind) for kind in TEXT_KINDS},
+    **{f"image {kind}": partial(tower, kind=kind) for kind in tiny_image_models.CONFIGS},
+    **{f"image {name}": partial(_torchvision, architecture=name) for name in vision.ARCHITECTURES},
 }

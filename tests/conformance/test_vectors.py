@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from cachestore import open_store
 from cachestore.build import run
-from cachestore.encoders import open_encoder, text
+from cachestore.encoders import image, open_encoder, text
 from cachestore.errors import EncoderError
-from tests.conformance import references, specs
+from tests.conformance import references, specs, vision
 from tests.conformance.specs import Case
 
 
@@ -44,6 +44,12 @@ def test_each_pooling_is_that_of_an_unpadded_forward(folder: Path, kind: str, po
     assert_agree(case.encode(case.payloads), case.reference(case.payloads))
 
 
+@pytest.mark.parametrize(("kind", "pooling"), vision.POOLINGS)
+def test_each_pooling_of_an_image_is_that_of_plain_transformers(folder: Path, kind: str, pooling: str) -> None:
+    case = specs.tower(folder, kind, pooling)
+    assert_agree(case.encode(case.payloads), case.reference(case.payloads))
+
+
 def test_a_vector_depends_on_its_own_payload_alone(case: Case) -> None:
     together = case.encode(case.payloads)
     assert_agree(np.concatenate([case.encode([payload]) for payload in case.payloads]), together)
@@ -60,7 +66,8 @@ def test_a_vector_depends_on_its_own_payload_alone(case: Case) -> None:
 
 def test_the_same_again_is_the_same_to_the_bit(case: Case) -> None:
     first = case.encode(case.payloads)
-    text.release()  # a model that is loaded anew is the same model
+    text.release()
+    image.release()
     np.testing.assert_array_equal(case.encode(case.payloads), first)
 
 
@@ -76,13 +83,15 @@ def test_vectors_are_finite_numbers_of_the_length_promised(case: Case) -> None:
 def test_what_is_stored_is_what_was_computed_in_the_order_of_the_rows(case: Case, tmp_path: Path) -> None:
     computed = case.encode(case.payloads)
     order = np.random.default_rng(1).permutation(len(case.payloads))
-    texts = np.array([payload.decode() for payload in case.payloads], object)
+    # a column is read for its encoder: cells as text, pictures as the bytes of their files
+    pictures = getattr(case.open("float32"), "payload", "text") == "image"
+    cells = np.array([payload if pictures else payload.decode() for payload in case.payloads], object)
     with open_store(tmp_path / "store") as store:
-        exact = run(store, {"text": texts[order].tolist()}, {"text": case.open("float32")})
+        exact = run(store, {"text": cells[order].tolist()}, {"text": case.open("float32")})
         assert (exact.counts.skipped, exact.counts.duplicates) == (0, 1)
         assert_agree(store.vectors(exact.manifest, "text")[0], computed[order])
 
-        rounded = run(store, {"text": texts.tolist()}, {"text": case.open("float16")})
+        rounded = run(store, {"text": cells.tolist()}, {"text": case.open("float16")})
         assert rounded.counts.skipped == 0
         stored, mask = store.vectors(rounded.manifest, "text")
         assert mask.all()
