@@ -15,6 +15,7 @@ from cachestore.encoders import Encoded
 from cachestore.errors import ColumnNotFound, UsageError
 from cachestore.keys import fingerprint, key
 from cachestore.manifest import MISSING, PRESENT, SKIPPED
+from tests.store import tiny_models
 from tests.store.counting import CountingEncoder
 
 TEXTS = [f"text {number}" for number in range(100)]
@@ -148,3 +149,27 @@ def test_another_template_is_another_build_of_the_same_file(store, tmp_path):
     assert (first.recognised, second.recognised) == (False, False)
     assert first.manifest.id != second.manifest.id
     assert run(store, path, {"review": Templated("{title} {review}")}).recognised
+
+
+def test_two_poolings_of_a_model_are_one_pass_of_it(store, tmp_path, monkeypatch):
+    from cachestore.encoders import text
+
+    passes = []
+    real = text.encode_many
+
+    def counted(specs, directory, dims, payloads, **settings):
+        passes.extend(payloads)
+        return real(specs, directory, dims, payloads, **settings)
+
+    monkeypatch.setattr(text, "encode_many", counted)
+    model = str(tiny_models.save(tmp_path / "model"))
+    settings = {"type": "auto_transformer", "pretrained_model_name_or_path": model, "dtype": "float32"}
+    poolings = [{**settings, "reduce_output": how} for how in ("mean", "max", "last")]
+    built = run(store, {"text": TEXTS}, {"text": [*poolings, {**settings, "normalize": True}]})
+    assert len(passes) == len(set(passes)) == 100
+    assert built.counts.encoded == 400
+    with open_store(tmp_path / "alone") as alone:
+        for column in built.manifest.columns:
+            again = {**settings, "reduce_output": column.spec["reduce_output"], "normalize": column.spec["normalize"]}
+            expected = alone.embed(TEXTS, again)
+            np.testing.assert_allclose(store.vectors(built.manifest, column.name)[0], expected, atol=1e-6)

@@ -416,11 +416,27 @@ def test_two_features_may_read_one_column(tmp_path: Path, store: Store, data: Pa
     ]
     run = train(config(input_features=inputs), data, store, output=tmp_path / "run")
     assert [model_of(run)["features"][f"text{n}"]["dim"] for n in range(3)] == [64, 32, 64]
-    assert len(run.manifests["train"]) == 2
+    assert len(run.manifests["train"]) == 1
     assert run.encoded == 240
     assert predict(run, data, store).predicted.all()
-    names = {name.name for name in store.names()}
-    assert names == {"messages", "messages-2"}
+    assert {name.name for name in store.names()} == {"messages"}
+
+
+def test_a_text_may_be_made_of_several_columns(tmp_path: Path, store: Store) -> None:
+    rows = [{"first": f"a {n % 2}", "second": f"b {n % 3}", "n": str(n % 2)} for n in range(120)]
+    encoder = {
+        "type": "auto_transformer",
+        "pretrained_model_name_or_path": str(tiny_models.save(tmp_path / "model")),
+        "prompt": {"template": "{second}; {first}"},
+    }
+    inputs = [{"name": "both", "type": "text", "encoder": encoder}]
+    asked = config(input_features=inputs, output_features=[{"name": "n", "type": "category"}], trainer={"epochs": 2})
+    data = write(tmp_path / "rows.csv", rows)
+    run = train(asked, data, store, output=tmp_path / "run")
+    assert run.encoded == 6, "there are six distinct texts"
+    assert len(store.embed(["b 0; a 1"], {**encoder, "prompt": ""})) == 1
+    fresh = write(tmp_path / "fresh.csv", [*rows[:5], {"first": "a 9", "second": "b 9", "n": "1"}])
+    assert predict(run, fresh, store).predicted.all()
 
 
 def test_auto_is_settled_and_told(tmp_path: Path, store: Store, data: Path) -> None:
