@@ -35,11 +35,25 @@ _SENTENCES: Mapping[str, Any] = {
     "sentence_bert_config.json": {"max_seq_length": 48, "do_lower_case": True},
     "config_sentence_transformers.json": {"prompts": {"query": "query: "}, "default_prompt_name": None},
 }
+_TOWER: Mapping[str, Any] = {
+    "config.json": {"model_type": "dinov2", "hidden_size": 16, "image_size": 32, "patch_size": 8},
+    "preprocessor_config.json": {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": 40},
+        "crop_size": {"height": 32, "width": 32},
+        "image_mean": [0.5, 0.25, 0.125],
+        "image_std": [0.5, 0.5, 0.25],
+        "resample": 3,
+    },
+    "model.safetensors": "weights",
+}
 # Written by hand, so that no library decides what they hold.
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "bert": _MODEL,
     "t5": {**_MODEL, "config.json": {"model_type": "t5", "d_model": 8, "n_positions": 512}},
     "sentences": _SENTENCES,
+    "dinov2": _TOWER,
+    "files": {"resnet18.safetensors": "weights"},
 }
 
 _EXACT = {"precision": "float32"}
@@ -82,6 +96,28 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "pretrained_model_name_or_path": "MODEL:sentences",
         **_EXACT,
     },
+    "torchvision": {
+        "type": "resnet",
+        "model_variant": 18,
+        "weights_path": "MODEL:files/resnet18.safetensors",
+        **_EXACT,
+    },
+    "torchvision, all set": {
+        "type": "torchvision",
+        "model": "vit_b_16",
+        "weights": "IMAGENET1K_SWAG_E2E_V1",
+        "weights_path": "MODEL:files/resnet18.safetensors",
+        "precision": "bfloat16",
+        "dtype": "float32",
+    },
+    "image": {"type": "dinov2", "pretrained_model_name_or_path": "MODEL:dinov2", **_EXACT},
+    "image, all set": {
+        "type": "auto_image_transformer",
+        "pretrained_model_name_or_path": "MODEL:dinov2",
+        "reduce_output": "mean",
+        "precision": "bfloat16",
+        "dtype": "float32",
+    },
     "imported": {"type": "imported", "spec": {"model": "api-1", "dim": 4}},
     "imported, nested": {
         "type": "imported",
@@ -104,13 +140,17 @@ def write_models(folder: Path) -> None:
             target.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
+def placed(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings with the paths of the models in ``folder``."""
+    return {
+        key: value.replace("MODEL:", f"{folder}/") if isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+
+
 def settle(name: str, folder: Path) -> dict[str, Any]:
     """The spec that the settings of that name resolve to, its fingerprint and its dimension, as the file has them."""
-    settings = dict(SETTINGS[name])
-    path = str(settings.get("pretrained_model_name_or_path", ""))
-    if path.startswith("MODEL:"):
-        settings["pretrained_model_name_or_path"] = str(folder / path.removeprefix("MODEL:"))
-    opened = open_encoder(settings)
+    opened = open_encoder(placed(SETTINGS[name], folder))
     return {
         "settings": dict(SETTINGS[name]),
         "spec": opened.spec,
