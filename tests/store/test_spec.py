@@ -56,21 +56,6 @@ def fingerprint(directory: Path, **settings: Any) -> Fingerprint:
 # -- what a fingerprint is made of -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"reduce_output": "max"},
-        {"max_sequence_length": 32},
-        {"normalize": True},
-        {"precision": "bfloat16"},
-        {"dtype": "float32"},
-    ],
-    ids=lambda settings: next(iter(settings)),
-)
-def test_a_setting_that_changes_vectors_changes_the_fingerprint(model: Path, settings: dict[str, Any]) -> None:
-    assert fingerprint(model, **settings) != fingerprint(model)
-
-
 def _flip_a_weight(model: Path) -> None:
     data = bytearray((model / "model.safetensors").read_bytes())
     data[-1] ^= 1
@@ -134,7 +119,6 @@ def test_minilm_and_its_directory_are_one_encoder() -> None:
     assert keys.fingerprint(minilm.spec) == fingerprint(locate.packaged_minilm())
     assert (minilm.dim, minilm.spec["reduce_output"], minilm.spec["max_sequence_length"]) == (384, "mean", 256)
     assert minilm.spec["normalize"] is True
-    assert keys.fingerprint(minilm.spec).hex() == "ad48e0c6be74eb495c217dc67c11183d5e4990f90ebf8d16b06d386c80c15f1f"
 
 
 def test_a_type_with_a_name_of_its_own_is_the_same_encoder(model: Path) -> None:
