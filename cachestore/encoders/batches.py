@@ -8,6 +8,7 @@ from itertools import cycle
 from typing import Final
 
 _ROUNDS: Final = 4  # batches timed per candidate
+_ENOUGH: Final = 4  # batches in a window that is worth measuring on
 _CLEARLY: Final = 1.05  # how much faster another budget must be than the default: less may be chance
 _MEMORY_SHARE: Final = 16  # activations of a batch get this part of the memory
 
@@ -35,6 +36,14 @@ class Budget:
     def measuring(self) -> bool:
         """Whether the next batch should be timed."""
         return self._left > 0
+
+    def on(self, tokens: int) -> Budget:
+        """The budget for a window of so many tokens: the default for a short one while it is not known which is fast.
+
+        So what is encoded a few texts at a time comes out the same to the bit.
+        """
+        short = self.measuring and tokens < _ENOUGH * self._default
+        return Budget(self._default, fixed=True) if short else self
 
     def took(self, tokens: int, seconds: float) -> None:
         """A full batch within ``self.tokens`` had that many tokens without padding, and took so long."""

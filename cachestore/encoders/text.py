@@ -32,6 +32,8 @@ __all__ = ["cuda_has_bfloat16", "encode", "encode_many", "load", "release", "sha
 
 _FIRST_WINDOW = 1024
 _WINDOW = 8192  # texts tokenised and sorted together: bounds memory, and is plenty for batches of one length
+_CPU_TOKENS = 1024  # of a batch for each thread: more often leaves the caches (about 20 % slower at 4096)
+_GPU_TOKENS = 65536  # of a batch: less leaves it idle
 _FLOATS_PER_TOKEN = 24  # of activations alive at once, for each value of a hidden state: measured on BERT and Llama
 
 _budgets: dict[tuple[Fingerprint, str], Budget] = {}
@@ -90,11 +92,12 @@ def _encode(
         (text_model.layer_of(spec), text_model.make_head(spec, directory, collate).eval().to(device)) for spec in specs
     ]
     forward = partial(_forward, backbone, heads, collate, device)
-    budget = Budget(batch_tokens, fixed=True) if batch_tokens else _budget(specs[0], backbone, device)
+    settled = Budget(batch_tokens, fixed=True) if batch_tokens else _budget(specs[0], backbone, device)
     vectors = [torch.empty((len(payloads), dim), dtype=torch.float32, device=device) for dim in dims]
-    with torch.inference_mode(), _exact_float32():
+    with torch.inference_mode(), _exact_float32(), text_model.quiet():
         for start, window in _tokenised(collate, payloads):
             lengths = [tokens.shape[1] for tokens in window]
+            budget = settled.on(sum(lengths))
             for rows in batches(lengths, budget):
                 pooled = _timed(forward, [window[row] for row in rows], budget, device)
                 places = _moved(torch.tensor(rows) + start, device)
@@ -154,8 +157,7 @@ def _budget(spec: Mapping[str, Json], backbone: nn.Module, device: str) -> Budge
     """The budget of a model in this process: what was measured is not measured again."""
     key = text_model.weights_key(spec), device
     if key not in _budgets:
-        # on CPUs more often leaves the caches (about 20 % slower at 4096 on one thread); on a GPU less leaves it idle
-        default = 65536 if device == "cuda" else 1024 * torch.get_num_threads()
+        default = _GPU_TOKENS if device == "cuda" else _CPU_TOKENS * torch.get_num_threads()
         config: Any = backbone.config
         width = int(getattr(config, "hidden_size", None) or 1024)
         # on a GPU a batch without room is halved, and so is the budget

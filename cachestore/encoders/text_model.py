@@ -155,7 +155,7 @@ def device() -> str:
 
 def _load(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
     directory = sentence_transformers_files.read(directory).directory
-    with _quiet():
+    with quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
@@ -184,17 +184,21 @@ def _load(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
         )
     if spec.get("do_lower_case"):
         _lowercase(tokenizer, directory)
+    if backbone.config.is_encoder_decoder and type(config) not in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        backbone = backbone.get_encoder()
+        if getattr(backbone, "main_input_name", "input_ids") != "input_ids":
+            raise EncoderError(f"{directory}: models of type {config.model_type!r} do not encode texts.")
     if hasattr(config, "use_cache"):
         backbone.config.use_cache = False  # keys and values of earlier tokens: only generation reads them
     return tokenizer, backbone
 
 
 def _model_class(config: Any, directory: Path) -> Any:
-    """The class without a head; of an encoder and decoder only the encoder."""
+    """The class without a head; the encoder alone of an encoder and decoder that has a class for it."""
     kind = type(config)
     if kind in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
         found = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING[kind]
-    elif kind in transformers.MODEL_MAPPING and not config.is_encoder_decoder:
+    elif kind in transformers.MODEL_MAPPING:
         found = transformers.MODEL_MAPPING[kind]
     else:
         raise EncoderError(f"{directory}: models of type {config.model_type!r} are not supported yet as text encoders.")
@@ -211,8 +215,8 @@ def _lowercase(tokenizer: Any, directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading says nothing: what matters of its report is checked and raised here."""
+def quiet() -> Iterator[None]:
+    """transformers says nothing meanwhile: what matters of a model's loading is checked and raised here."""
     logging: Any = transformers.utils.logging  # partly untyped
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.ERROR)

@@ -174,16 +174,6 @@ def test_a_width_other_than_the_configs_is_an_error(saved: Callable[[str], Path]
         text.encode({**encoder.spec, "precision": "float32"}, saved("bert"), 8, [b"a"])
 
 
-def test_encoder_and_decoder_models_without_a_text_encoder_are_refused(
-    saved: Callable[[str], Path], tmp_path: Path
-) -> None:
-    directory = Path(shutil.copytree(saved("bert"), tmp_path / "bart"))
-    config = transformers.AutoConfig.for_model("bart", d_model=16)
-    config.save_pretrained(directory)
-    with pytest.raises(EncoderError, match="'bart' are not supported yet"):
-        encode(directory, [b"a"])
-
-
 def test_a_length_of_special_tokens_only_is_refused(saved: Callable[[str], Path]) -> None:
     with pytest.raises(EncoderError, match=r"max_sequence_length 2 leaves no room .* Set it to 3 or more"):
         encode(saved("bert"), [b"a"], max_sequence_length=2)
