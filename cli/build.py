@@ -32,15 +32,16 @@ def command(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Encode what the store lacks of DATA's text columns.
+    """Encode what the store lacks of DATA's text and image columns.
 
-    Each distinct text is encoded once; later builds, other files and training reuse it. A build that was
+    Each distinct text or picture is encoded once; later builds, other files and training reuse it. A build that was
     interrupted continues where it stopped.
 
     \b
     Examples:
         cachestore build reviews.csv --column text --encoder minilm
         cachestore build reviews.csv -c config.yaml --dry-run
+        cachestore build photos/ --column image --encoder '{type: resnet, model_variant: 18}'
 
     \b
     Exit codes:
@@ -94,9 +95,11 @@ def summary(built: Build) -> dict[str, Any]:
 def text(built: Build) -> str:
     """A finished build in two or three lines."""
     counts = built.counts
+    kinds = {column.spec.get("kind") == "image" for column in built.manifest.columns}
+    unit = "cell" if len(kinds) > 1 else "picture" if True in kinds else "text"
     lines = [
         f"{built.name or 'not named'}: {output.count(counts.rows, 'row')}, manifest {built.manifest.id[:12]}",
-        f"{output.count(counts.encoded, 'text')} encoded, {output.count(counts.hits, 'cell')} found in the store, "
+        f"{output.count(counts.encoded, unit)} encoded, {output.count(counts.hits, 'cell')} found in the store, "
         f"{output.count(counts.duplicates, 'repeat')}",
     ]
     if counts.missing or counts.skipped:
@@ -105,14 +108,14 @@ def text(built: Build) -> str:
     return "\n".join(lines)
 
 
-def text_columns(config: Config) -> dict[str, Any]:
-    """The columns that a config's text features read, with their encoders: what a build of its data needs."""
+def stored_columns(config: Config) -> dict[str, Any]:
+    """The columns that a config's text and image features read, with their encoders: what a build of its data needs."""
     columns: dict[str, Any] = {}
     for feature in config.input_features:
-        if feature.type == "text":
+        if feature.type in ("text", "image"):
             columns.setdefault(feature.column, []).append(feature.encoder)
     if not columns:
-        raise UsageError("The config has no text feature, so there is nothing to build.")
+        raise UsageError("The config has no text or image feature, so there is nothing to build.")
     return columns
 
 
@@ -123,7 +126,7 @@ def columns_of(config: Path | None, columns: Sequence[str], encoders: Sequence[s
             raise UsageError("Give the columns either by --config or by --column and --encoder, not both.")
         from trainer.config import load_config
 
-        return text_columns(load_config(config))
+        return stored_columns(load_config(config))
     if not columns:
         raise UsageError("Say what to encode: -c config.yaml, or --column text --encoder minilm.")
     if len(columns) != len(encoders):

@@ -18,7 +18,7 @@ import typer
 import cachestore
 from cachestore.errors import UsageError
 from cli import options, output
-from cli.build import text_columns
+from cli.build import stored_columns
 
 TEST_ROWS, NEW_ROWS = 100, 40
 CONFIG = """\
@@ -87,7 +87,7 @@ def _tour(store: cachestore.Store, place: Path, out: output.Output) -> dict[str,
     from trainer import evaluate, load_config, train
 
     messages, test, config = place / "messages.csv", place / "test.csv", load_config(place / "config.yaml")
-    columns = text_columns(config)
+    columns = stored_columns(config)
     steps: list[Step] = []
 
     def done(step: str, encoded: int, hits: int, began: float) -> None:

@@ -32,10 +32,17 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progr
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", metavar="YAML", help="The config file.")]
 
 # what build takes, and explain of a build
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file.")]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file, or a folder of pictures."
+    ),
+]
 TextConfig = Annotated[
     Path | None,
-    typer.Option("--config", "-c", metavar="YAML", help="Take columns and encoders from a config's text features."),
+    typer.Option(
+        "--config", "-c", metavar="YAML", help="Take columns and encoders from a config's text and image features."
+    ),
 ]
 Columns = Annotated[
     list[str] | None, typer.Option("--column", metavar="NAME", help="A column to embed; repeat for more.")

@@ -12,7 +12,12 @@ from cli import options, output
 
 
 def command(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file, or a folder of pictures."
+        ),
+    ],
     config: options.ConfigPath,
     validation: Annotated[
         Path | None, typer.Option("--validation", metavar="FILE", help="Validation rows; DATA is then used whole.")

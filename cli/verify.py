@@ -155,8 +155,8 @@ def _encoders(config: Path | None, encoders: list[str], reencode: int) -> list[A
         raise UsageError("--config and --encoder are for --reencode. Say how many rows: --reencode 100.")
     found: list[Any] = [options.encoder(encoder) for encoder in encoders]
     if config is not None:
-        from cli.build import text_columns
+        from cli.build import stored_columns
         from trainer.config import load_config
 
-        found += [encoder for asked in text_columns(load_config(config)).values() for encoder in asked]
+        found += [encoder for asked in stored_columns(load_config(config)).values() for encoder in asked]
     return found

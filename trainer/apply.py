@@ -87,7 +87,7 @@ def _use(run: Run | str | Path, data: Any, store: Store, *, targets: bool, progr
     description = checkpoint.read_model(path)
     config = load_config(description["config"])
     states: dict[str, State] = {
-        name: FittedText.from_json(state) if state["type"] == "text" else fitted_from_json(state)
+        name: FittedText.from_json(state) if state["type"] in ("text", "image") else fitted_from_json(state)
         for name, state in description["features"].items()
     }
     model = build_model(config, states)

@@ -16,6 +16,7 @@ from trainer.feature_schema import (
     BinaryOutput,
     CategoryInput,
     CategoryOutput,
+    ImageInput,
     NumberInput,
     NumberOutput,
     TextInput,
@@ -44,7 +45,7 @@ def build_model(config: Config, states: Mapping[str, State]) -> Model:
     for feature in config.input_features:
         state = states[feature.name]
         match feature, state:
-            case TextInput(), FittedText(dim=dim):
+            case TextInput() | ImageInput(), FittedText(dim=dim):
                 encoders[feature.name], dims[feature.name] = nn.Identity(), dim + state.missing
                 if state.missing:
                     missing.add(feature.name)

@@ -1,6 +1,6 @@
 """What a feature of a config is made of: one frozen class per type and side, with Ludwig's names and defaults.
 
-The settings of decoders, losses and text encoders stand with those.
+The settings of decoders, losses and encoders of text and images stand with those.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from cachestore.encoders.image_settings import ImageSettings
 from cachestore.encoders.spec import Settings as EncoderSettings
 from trainer.decoders import (
     BinaryRegressor,
@@ -40,6 +41,13 @@ class TextPreprocessing(Frozen):
         if self.missing_value_strategy == "fill_with_const" and self.fill_value is None:
             raise PydanticCustomError("fill_value", "fill_with_const needs a fill_value, the text to embed instead")
         return self
+
+
+class ImagePreprocessing(Frozen):
+    """As of text. Size, channels and scale are the encoder's, which knows what its weights were trained on."""
+
+    cache_encoder_embeddings: bool | None = None
+    missing_value_strategy: Literal["indicator", "drop_row"] = "indicator"
 
 
 class NumberPreprocessing(Frozen):
@@ -130,6 +138,16 @@ class TextInput(Frozen):
     preprocessing: TextPreprocessing = TextPreprocessing()
 
 
+class ImageInput(Frozen):
+    """A picture through a frozen encoder and the store: never trainable, which Ludwig's are unless told."""
+
+    name: Name
+    type: Literal["image"] = "image"
+    column: Column
+    encoder: Annotated[ImageSettings, Field(discriminator="type")]
+    preprocessing: ImagePreprocessing = ImagePreprocessing()
+
+
 class NumberInput(Frozen):
     """A number, normalised."""
 
@@ -193,5 +211,9 @@ class NumberOutput(Frozen):
     preprocessing: NumberTargetPreprocessing = NumberTargetPreprocessing()
 
 
-InputFeature: TypeAlias = Annotated[TextInput | NumberInput | CategoryInput | BinaryInput, Field(discriminator="type")]
+StoredInput: TypeAlias = TextInput | ImageInput
+"""Inputs whose vectors come from the store."""
+InputFeature: TypeAlias = Annotated[
+    TextInput | ImageInput | NumberInput | CategoryInput | BinaryInput, Field(discriminator="type")
+]
 OutputFeature: TypeAlias = Annotated[CategoryOutput | BinaryOutput | NumberOutput, Field(discriminator="type")]

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from cachestore.encoders import image_settings
+from cachestore.encoders.image_settings import ImageSettings, TorchvisionSettings
 from cachestore.encoders.spec import TYPES as ENCODER_TYPES
 from cachestore.encoders.spec import HashingSettings, parse_settings
 from cachestore.errors import ConfigError, nearest
 from cachestore.yaml_source import shown
 from trainer import faults
 from trainer.faults import Fault
-from trainer.feature_schema import InputFeature, OutputFeature, TextInput
+from trainer.feature_schema import InputFeature, OutputFeature, StoredInput
 
 Side: TypeAlias = Literal["input_features", "output_features"]
 
@@ -26,6 +28,11 @@ _DEFAULT_TYPES: Final[Mapping[tuple[str, str], str]] = {
     ("number", "loss"): "mean_squared_error",
 }
 _NAMES_ITS_FEATURE: Final = (("trainable",), ("adapter",))  # even where defaults say it
+_IMAGE_TYPES: Final = image_settings.TYPES
+_STORED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {  # how a feature's encoder may be written, and its types
+    "text": ("minilm", tuple(kind for kind in ENCODER_TYPES if kind not in _IMAGE_TYPES)),
+    "image": ("resnet", _IMAGE_TYPES),
+}
 _NO_END_TO_END: Final = "end-to-end training is not in this version: encoders are frozen and their vectors stored"
 
 
@@ -88,10 +95,12 @@ def read_features(side: Side, value: Any, defaults: Mapping[str, Mapping[str, An
 def _read_feature(side: Side, place: str, item: Mapping[str, Any], default: Mapping[str, Any], found: list[str]) -> Any:
     settings = _under(item, {key: section for key, section in default.items() if key in _SHARED[side]})
     faulty: list[Fault] = []
-    if side == "input_features" and item.get("type") == "text":
-        settings["encoder"] = _encoder(settings.get("encoder"), faulty, required=not place.startswith("defaults."))
+    kind = str(item.get("type"))
+    if side == "input_features" and kind in _STORED:
+        required = not place.startswith("defaults.")
+        settings["encoder"] = _encoder(kind, settings.get("encoder"), faulty, required=required)
     feature, more = faults.validated(_CLASSES[side], settings, side)
-    if isinstance(feature, TextInput) and feature.preprocessing.cache_encoder_embeddings is False:
+    if isinstance(feature, StoredInput) and feature.preprocessing.cache_encoder_embeddings is False:
         more.append(Fault(("preprocessing", "cache_encoder_embeddings"), f"false: {_NO_END_TO_END}; leave it out"))
     for fault in [*faulty, *more]:
         own = fault.path[-1:] in _NAMES_ITS_FEATURE or _holds(item, fault.path) or not _holds(default, fault.path)
@@ -111,19 +120,21 @@ def _under(item: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any
         elif own.get("type", shared.get("type")) == shared.get("type"):
             merged[key] = {**shared, **own}
     for key in ("encoder", "decoder", "loss"):
-        if key in merged and (key, kind) != ("encoder", "text"):
+        if key in merged and not (key == "encoder" and kind in _STORED):
             merged[key] = faults.with_type(merged[key], _DEFAULT_TYPES.get((kind, key)))
     if merged.get("column", "") is None:
         del merged["column"]
     return merged
 
 
-def _encoder(value: Any, faulty: list[Fault], *, required: bool) -> Any:
-    """The settings of a text feature's encoder; a stand-in after faults, so that the rest is checked too."""
-    stand_in = HashingSettings()
+def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> Any:
+    """The settings of a text or image feature's encoder; a stand-in after faults, so that the rest is checked too."""
+    stand_in = HashingSettings() if kind == "text" else TorchvisionSettings(type="resnet")
+    example, types = _STORED[kind]
     if value is None:
         if required:
-            why = f"is missing; a text feature needs one: encoder: minilm, or one of {', '.join(ENCODER_TYPES)}"
+            a = "an" if kind == "image" else "a"
+            why = f"is missing; {a} {kind} feature needs one: encoder: {example}, or one of {', '.join(types)}"
             faulty.append(Fault(("encoder",), why))
         return stand_in
     value = faults.with_type(value)
@@ -136,7 +147,12 @@ def _encoder(value: Any, faulty: list[Fault], *, required: bool) -> Any:
             faulty.append(Fault(("encoder", "adapter"), f"{_NO_END_TO_END}; leave it out"))
         value = {key: item for key, item in value.items() if key not in ("trainable", "adapter")}
     try:
-        return parse_settings(value)
+        parsed = parse_settings(value)
+        if isinstance(parsed, ImageSettings) == (kind == "image"):
+            return parsed
+        other = "images" if kind == "text" else "text"
+        why = f"{parsed.type!r} is an encoder of {other}; choose one of {', '.join(types)}"
+        faulty.append(Fault(("encoder", "type"), why))
     except ConfigError as error:
         for line in str(error).splitlines():
             path, _, why = line.partition(": ")

@@ -14,6 +14,7 @@ _NO_LLM: Final = "not supported yet; text goes through a frozen encoder, see inp
 _FLOW: Final = "not supported yet; every output reads the combiner's vector"
 _UNDER_ENCODER: Final = "belongs under encoder"
 _ONE_WORKER: Final = "not supported yet; leave it out: training runs in one process"
+_IN_TRANSFORM: Final = "belongs to the encoder, which knows what its weights were trained on; leave it out"
 _IN_ENCODER: Final = "not supported yet; the encoder's own tokenizer cuts the text"
 
 KEYS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -105,6 +106,7 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         "cache_encoder_embeddings": "belongs under preprocessing",
         "missing_value_strategy": "belongs under preprocessing",
         "normalization": "belongs under preprocessing",
+        "augmentation": "not supported yet; leave it out: encoders are frozen, and a picture has one vector",
         "tied": "not supported yet; two features with equal encoders already share what is stored",
         "proc_column": _LATER,
         "active": _LATER,
@@ -116,7 +118,28 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         "outlier_replacement_value": "not supported yet; clean such values in the data",
         "computed_fill_value": _LATER,
         "computed_outlier_fill_value": _LATER,
-        "cache_encoder_embeddings": "only encoders of text are cached; leave it out",
+        "cache_encoder_embeddings": "only encoders of text and images are cached; leave it out",
+        **dict.fromkeys(
+            (
+                "channel_class_map",
+                "height",
+                "infer_image_dimensions",
+                "infer_image_max_height",
+                "infer_image_max_width",
+                "infer_image_num_channels",
+                "infer_image_num_classes",
+                "infer_image_sample_size",
+                "num_channels",
+                "num_classes",
+                "requires_equal_dimensions",
+                "resize_method",
+                "scaling",
+                "standardize_image",
+                "width",
+            ),
+            _IN_TRANSFORM,
+        ),
+        "in_memory": "not supported yet; leave it out: pictures are read once, and their vectors stored",
         "num_processes": _LATER,
         **dict.fromkeys(
             (
@@ -210,9 +233,7 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
-    "input_features.type": (
-        *("image", "set", "vector", "bag", "sequence", "audio", "timeseries", "date", "h3", "numerical"),
-    ),
+    "input_features.type": (*("set", "vector", "bag", "sequence", "audio", "timeseries", "date", "h3", "numerical"),),
     "output_features.type": ("text", "set", "vector", "sequence", "timeseries", "image", "category_distribution"),
     "input_features.encoder.type": ("sparse", "passthrough", "target", "hash"),
     "input_features.preprocessing.normalization": ("iq",),

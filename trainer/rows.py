@@ -20,7 +20,7 @@ from cachestore.sources import fields, find
 from cachestore.store import Store
 from trainer import features
 from trainer.batches import CachedBatches
-from trainer.feature_schema import CategoryOutput, TextInput
+from trainer.feature_schema import CategoryOutput, StoredInput, TextInput
 from trainer.features import Fitted
 from trainer.features.read import Table, read_columns
 from trainer.schema import Config
@@ -30,7 +30,7 @@ from trainer.settled import SettledEncoder
 @final
 @dataclass(frozen=True)
 class FittedText:
-    """What a text input is to the model. ``missing``: its training rows had missing cells, so it has an indicator."""
+    """What a text or image input is to the model. ``missing``: its training rows had missing cells, so it has an indicator."""
 
     dim: int
     missing: bool
@@ -39,7 +39,8 @@ class FittedText:
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         identity = fingerprint(self.spec).hex()
-        return {"type": "text", "dim": self.dim, "missing": self.missing, "fingerprint": identity, "spec": self.spec}
+        kind = "image" if self.spec.get("kind") == "image" else "text"
+        return {"type": kind, "dim": self.dim, "missing": self.missing, "fingerprint": identity, "spec": self.spec}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FittedText:
@@ -84,7 +85,7 @@ class Built:
     """
 
     label: str
-    features: Sequence[TextInput] = ()
+    features: Sequence[StoredInput] = ()
     build: Build | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -119,10 +120,10 @@ def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str
     outputs = [feature.column for feature in config.output_features] if targets else []
     inputs: list[str] = []
     for feature in config.input_features:
-        template = template_of(feature.encoder) if isinstance(feature, TextInput) else None
+        template = template_of(feature.encoder) if isinstance(feature, StoredInput) else None
         inputs += [feature.column] if template is None else fields(template)
     dataset.require([*inputs, *outputs, *extra])
-    tabular = [feature.column for feature in config.input_features if not isinstance(feature, TextInput)]
+    tabular = [feature.column for feature in config.input_features if not isinstance(feature, StoredInput)]
     return read_columns(dataset, [*tabular, *outputs, *extra])
 
 
@@ -133,7 +134,7 @@ def fit(config: Config, table: Table, train: NDArray[np.bool_], where: str) -> d
     """
     states: dict[str, Fitted] = {}
     for feature in config.input_features:
-        if not isinstance(feature, TextInput):
+        if not isinstance(feature, StoredInput):
             states[feature.name] = features.fit_input(feature, table.columns[feature.column], train, where)
     for output in config.output_features:
         learnt = table.usable if isinstance(output, CategoryOutput) else train
@@ -149,7 +150,7 @@ def transform(
         return None
     inputs, outputs, drop = {}, {}, table.reasons
     for feature in config.input_features:
-        if not isinstance(feature, TextInput):
+        if not isinstance(feature, StoredInput):
             column = features.transform_input(feature, states[feature.name], table.columns[feature.column], where)
             narrow = feature.type != "category"
             inputs[feature.name] = column.values[:, None] if narrow else column.values
@@ -175,7 +176,7 @@ def build_texts(
     With ``trained``, the texts of a run that is put to use: the store gets no name for the data, and EncoderError is raised
     when something must be encoded and an encoder is not the one of the run.
     """
-    texts = [feature for feature in config.input_features if isinstance(feature, TextInput)]
+    texts = [feature for feature in config.input_features if isinstance(feature, StoredInput)]
     named = trained is None and not store.readonly
     columns: dict[str, list[EncoderLike]] = {}
     places: dict[str, int] = {}
@@ -226,7 +227,7 @@ def join(
     inputs = {} if columns is None else dict(columns.inputs)
     missing: dict[str, NDArray[np.float32]] = {}
     for feature in config.input_features:
-        if not isinstance(feature, TextInput):
+        if not isinstance(feature, StoredInput):
             continue
         vectors = gathered[feature.name]
         if drop is not None and len(drop) != len(vectors.values):
@@ -247,9 +248,11 @@ def reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} rows for {reason}" for reason, count in dropped.items()) or "none"
 
 
-def _filled(feature: TextInput, vectors: Vectors, store: Store) -> Vectors:
+def _filled(feature: StoredInput, vectors: Vectors, store: Store) -> Vectors:
     """With ``fill_with_const``, missing cells hold the vector of ``fill_value``."""
     rows = vectors.reasons == MISSING
+    if not isinstance(feature, TextInput):
+        return vectors
     fill_value = feature.preprocessing.fill_value
     if feature.preprocessing.missing_value_strategy != "fill_with_const" or fill_value is None or not rows.any():
         return vectors

@@ -19,7 +19,7 @@ from trainer.assemble import State, build_model, build_optimizer, default_device
 from trainer.batches import CachedBatches
 from trainer.config import load_config
 from trainer.events import Clock, Listener
-from trainer.feature_schema import TextInput
+from trainer.feature_schema import StoredInput
 from trainer.loop import EpochDone, Metrics
 from trainer.model import Model
 from trainer.record import Evaluation, Predictions, Run, open_run
@@ -195,13 +195,17 @@ def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Cl
 
 
 def _with_models_placed(config: Config) -> Config:
-    """Directories of models as absolute paths, so that the run can be used from another working directory."""
+    """Directories and files of models as absolute paths, so that the run can be used from another working directory."""
     inputs = []
     for feature in config.input_features:
-        if isinstance(feature, TextInput):
-            name = getattr(feature.encoder, "pretrained_model_name_or_path", None)
-            if name is not None and (path := Path(name).expanduser()).is_dir():
-                encoder = feature.encoder.model_copy(update={"pretrained_model_name_or_path": str(path.absolute())})
+        if isinstance(feature, StoredInput):
+            placed = {}
+            for setting in ("pretrained_model_name_or_path", "weights_path"):
+                name = getattr(feature.encoder, setting, None)
+                if name is not None and (path := Path(name).expanduser()).exists():
+                    placed[setting] = str(path.absolute())
+            if placed:
+                encoder = feature.encoder.model_copy(update=placed)
                 feature = feature.model_copy(update={"encoder": encoder})  # noqa: PLW2901
         inputs.append(feature)
     return config.model_copy(update={"input_features": tuple(inputs)})

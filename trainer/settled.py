@@ -13,15 +13,15 @@ from cachestore.encoders import Encoded, template_of
 from cachestore.errors import EncoderError
 from cachestore.keys import Json, fingerprint
 from cachestore.store import Store
-from trainer.feature_schema import TextInput
+from trainer.feature_schema import StoredInput
 
 
 @final
 @dataclass(frozen=True)
 class SettledEncoder:
-    """An Encoder of a text feature with a recorded spec. Its model is opened when something is to be encoded, and not before."""
+    """An Encoder of a text or image feature with a recorded spec. Its model is opened when something is to be encoded, and not before."""
 
-    feature: TextInput
+    feature: StoredInput
     spec: Mapping[str, Json]
     dim: int
     store: Store

@@ -199,16 +199,16 @@ def test_faults_in_defaults_are_reported_there_once() -> None:
                 "category": {"loss": {"weigth": 1}},
                 "binary": {"preprocessing": 3},
                 "nmber": {},
-                "image": {},
+                "audio": {},
             },
             "input_features": [{"name": "a", "type": "text"}, {"name": "b", "type": "text"}],
             "output_features": [{"name": "z", "type": "number"}],
         }
     )
     assert sorted(line.partition(": ")[0] for line in lines) == [
+        "defaults.audio",
         "defaults.binary.preprocessing",
         "defaults.category.loss.weigth",
-        "defaults.image",
         "defaults.nmber",
         "defaults.number.preprocessing.normalization",
         "defaults.text.decoder",
@@ -333,7 +333,7 @@ def test_all_faults_stand_in_one_report() -> None:
         ),
         (
             {"input_features": [{"name": "a"}]},
-            "input_features.a.type: is missing; choose one of text, number, category, binary",
+            "input_features.a.type: is missing; choose one of text, image, number, category, binary",
         ),
         ({"input_features": [{"name": "", "type": "number"}]}, "input_features[0].name: must be not empty, not ''"),
         ({"input_features": [{"name": 7, "type": "number"}]}, "input_features[0].name: must be text, not 7"),
@@ -403,7 +403,7 @@ def test_typos_of_trainable_are_seen() -> None:
         ),
         ({"preprocessing": {"split": "datetime"}}, "preprocessing.split.type"),
         ({"preprocessing": {"sample_ratio": 0.1}}, "preprocessing.sample_ratio"),
-        ({"input_features": [{"name": "i", "type": "image"}]}, "input_features.i.type"),
+        ({"input_features": [{"name": "i", "type": "set"}]}, "input_features.i.type"),
         ({"input_features": [{**TEXT, "encoder": "parallel_cnn"}]}, "input_features.review.encoder.type"),
         ({"input_features": [{**TEXT, "tied": "x"}]}, "input_features.review.tied"),
         ({"input_features": [{"name": "n", "type": "number", "encoder": "ple"}]}, "input_features.n.encoder"),
