@@ -27,7 +27,8 @@ from cachestore.encoders.spec import (
     parse_settings,
     resolve,
 )
-from cachestore.encoders.text_settings import TextSettings, share_key
+from cachestore.encoders.text_settings import TextSettings
+from cachestore.encoders.text_specs import share_key
 from cachestore.errors import ConfigError
 from cachestore.keys import Fingerprint, Json
 

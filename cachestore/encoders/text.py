@@ -23,7 +23,7 @@ from cachestore.encoders import text_model
 from cachestore.encoders.batches import Budget, batches, tokens_in_memory, windows
 from cachestore.encoders.pooling import Head
 from cachestore.encoders.text_model import Collate, load
-from cachestore.encoders.text_settings import share_key
+from cachestore.encoders.text_specs import share_key, weights_key
 from cachestore.encoders.tokens import Tokens
 from cachestore.errors import EncoderError
 from cachestore.keys import Fingerprint, Json
@@ -155,7 +155,7 @@ def _moved(tensor: Tensor, device: str) -> Tensor:
 
 def _budget(spec: Mapping[str, Json], backbone: nn.Module, device: str) -> Budget:
     """The budget of a model in this process: what was measured is not measured again."""
-    key = text_model.weights_key(spec), device
+    key = weights_key(spec), device
     if key not in _budgets:
         default = _GPU_TOKENS if device == "cuda" else _CPU_TOKENS * torch.get_num_threads()
         config: Any = backbone.config

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cachestore import keys
 from cachestore.encoders import _torchvision, sentence_transformers_files
 from cachestore.encoders.pooling import Head, head_module
+from cachestore.encoders.text_specs import weights_key
 from cachestore.encoders.tokens import Tokenizer, Tokens
 from cachestore.errors import EncoderError
 from cachestore.keys import Fingerprint, Json
@@ -24,8 +24,6 @@ _torchvision.make_importable()
 
 import transformers  # noqa: E402  after the line above
 from tokenizers import normalizers  # noqa: E402
-
-_WEIGHTS = ("config", "weights", "tokenizer", "precision", "do_lower_case")
 
 _loaded: dict[Fingerprint, tuple[Any, nn.Module]] = {}
 _loading = threading.Lock()
@@ -114,11 +112,6 @@ def release(spec: Mapping[str, Json] | None = None) -> None:
             _loaded.clear()
         else:
             _loaded.pop(weights_key(spec), None)
-
-
-def weights_key(spec: Mapping[str, Json]) -> Fingerprint:
-    """Equal for specs that can use one loaded model."""
-    return keys.fingerprint({name: spec[name] for name in _WEIGHTS if name in spec})
 
 
 def make_collate(spec: Mapping[str, Json], tokenizer: Any) -> Collate:

@@ -9,7 +9,6 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
-from cachestore import keys
 from cachestore.encoders import locate, model_files, precision
 from cachestore.encoders.model_files import ModelFiles
 from cachestore.encoders.resolved import Resolved
@@ -36,8 +35,6 @@ HUB_IDS: Final[Mapping[str, str]] = {
     "xlmroberta": "FacebookAI/xlm-roberta-base",
     "xlnet": "xlnet-base-cased",
 }
-# All that changes the states of a model for a text; what is pooled from them may differ.
-_SHARED_BY: Final = ("config", "weights", "tokenizer", "precision", "do_lower_case", "prompt", "max_sequence_length")
 POOLINGS: Final = ("mean", "sum", "max", "cls_pooled", "last", "mean_sqrt_len_tokens", "weightedmean")
 
 
@@ -133,11 +130,6 @@ class TextSettings(BaseModel):
         """The columns that the template names, each once, in its order."""
         found = string.Formatter().parse(self.prompt_template or "")
         return tuple(dict.fromkeys(name for _, name, _, _ in found if name))
-
-
-def share_key(spec: Mapping[str, Json]) -> Fingerprint:
-    """Equal for specs whose vectors can come from one forward: same model, tokens and precision."""
-    return keys.fingerprint({name: spec[name] for name in _SHARED_BY if name in spec})
 
 
 def resolve(settings: TextSettings, *, digest: Callable[[Path], str], known: Callable[[Fingerprint], bool]) -> Resolved:

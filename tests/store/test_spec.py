@@ -19,6 +19,7 @@ from cachestore import keys
 from cachestore.encoders import (
     HashingSettings,
     TextSettings,
+    image_settings,
     label,
     locate,
     model_files,
@@ -193,11 +194,9 @@ def test_types_have_a_default_hub_id(model: Path, hub_cache: Path) -> None:
     _in_cache(hub_cache, "bert-base-uncased", model)
     bert = open_encoder({"type": "bert", "precision": "float32"})
     assert keys.fingerprint(bert.spec) == fingerprint(model)
-    assert (
-        set(spec.HUB_IDS)
-        < set(spec.TYPES)
-        == set(TextSettings.model_fields["type"].annotation.__args__) | {"hashing", "imported"}
-    )
+    named = set(TextSettings.model_fields["type"].annotation.__args__)
+    assert set(spec.HUB_IDS) < named
+    assert set(spec.TYPES) == named | {"hashing", "imported", *image_settings.TYPES}
 
 
 def test_a_model_that_is_not_there_offline_says_what_to_do(hub_cache: Path, model: Path) -> None:

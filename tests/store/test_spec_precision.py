@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cachestore import keys
-from cachestore.encoders import open_encoder, precision, text, text_model
+from cachestore.encoders import open_encoder, precision, text, text_model, text_specs
 from cachestore.keys import Fingerprint
 from tests.store import tiny_models
 
@@ -88,7 +88,7 @@ def test_the_worst_calibration_text_decides(
 @pytest.mark.usefixtures("bfloat16_hardware")
 def test_calibration_keeps_only_the_model_it_chose(model: Path) -> None:
     chosen = settled(model)
-    assert set(text_model._loaded) == {text_model.weights_key(chosen)}
+    assert set(text_model._loaded) == {text_specs.weights_key(chosen)}
 
 
 @pytest.mark.parametrize(
