@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 from cachestore import picture_cells, picture_files
 from cachestore.dataset import Cells, Dataset, payloads
 from cachestore.encoders import Encoder
+from cachestore.errors import UsageError
 from cachestore.index import Index
 from cachestore.keys import Fingerprint, Json
 from cachestore.picture_cells import Pictures
@@ -46,9 +47,14 @@ class Part:
 
 @final
 class CellReader:
-    """Reads the columns of a data set once, in order."""
+    """Reads the columns of a data set once, in order. Raises UsageError where a folder's paths would be read as texts."""
 
     def __init__(self, dataset: Dataset, columns: Mapping[str, Wanted], index: Index | None = None) -> None:
+        if dataset.options["format"] == "folder" and "image" in columns and columns["image"].kind == "text":
+            raise UsageError(
+                f"{dataset.label} is a folder of pictures, and an encoder of text would embed their paths. "
+                "Give column 'image' an encoder of images, such as resnet."
+            )
         self._dataset = dataset
         self._columns = columns
         folder = Folder(dataset.folder)

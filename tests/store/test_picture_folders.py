@@ -9,7 +9,8 @@ import pytest
 from cachestore import open_store
 from cachestore.build import run
 from cachestore.dataset import open_dataset
-from cachestore.errors import DataError
+from cachestore.errors import DataError, UsageError
+from tests.store.counting import CountingEncoder
 from tests.store.pictures import CountingPictures
 
 
@@ -105,3 +106,11 @@ def test_a_link_out_of_the_folder_is_skipped(tmp_path):
     with open_store(tmp_path / "store") as store:
         built = run(store, photos, {"image": CountingPictures()})
     assert [(cell.row, cell.why[:11]) for cell in built.skipped_cells] == [(1, "'cat/2.jpg'")]
+
+
+def test_its_paths_are_not_embedded_as_texts_by_mistake(tmp_path):
+    photos = made(tmp_path / "photos", "cat/1.jpg")
+    with open_store(tmp_path / "store") as store:
+        with pytest.raises(UsageError, match="would embed their paths"):
+            run(store, photos, {"image": CountingEncoder()})
+        assert run(store, photos, {"label": CountingEncoder()}).counts.encoded == 1
