@@ -19,6 +19,7 @@ from cachestore.encoders import (
     image_files,
     image_model,
     open_encoder,
+    precision,
     sha256_of_file,
     torchvision_models,
 )
@@ -319,3 +320,21 @@ def test_the_spec_of_a_moved_model_is_the_same(saved: Mapping[str, Path], tmp_pa
     )
     assert first == second
     assert first["weights"] == [sha256_of_file(here / "model.safetensors")]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU decides for itself")
+def test_auto_is_bfloat16_only_where_pictures_keep_their_direction(
+    saved: Mapping[str, Path], mobilenet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_chosen", {})
+    settings = {"type": "auto_image_transformer", "pretrained_model_name_or_path": str(saved["dinov2"])}
+    assert open_encoder(settings).spec["precision"] == "bfloat16"
+    encode = image.encode
+
+    def blurred(spec: Any, place: Path, dim: int, payloads: Sequence[bytes]) -> Any:
+        vectors, refused = encode({**spec, "precision": "float32"}, place, dim, payloads)
+        return vectors + (0.05 * np.abs(vectors).max() if spec["precision"] == "bfloat16" else 0), refused
+
+    monkeypatch.setattr(image, "encode", blurred)
+    assert open_encoder({"type": "mobilenetv3", "weights_path": str(mobilenet)}).spec["precision"] == "float32"
