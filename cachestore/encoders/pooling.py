@@ -5,7 +5,8 @@ All of it is computed in float32 whatever the model's precision, and never sees 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,10 @@ def head_module(settings: Mapping[str, Any], weights: Path | None) -> nn.Module:
         case "normalize":
             return Normalize()
         case "layer_norm":
-            module: nn.Module = LayerNorm(settings["dimension"])
+            make: Callable[[], nn.Module] = partial(LayerNorm, settings["dimension"])
         case "dense" if settings["activation"] in ACTIVATIONS:
-            module = Dense(
+            make = partial(
+                Dense,
                 (settings["in_features"], settings["out_features"]),
                 bias=settings["bias"],
                 activation=settings["activation"],
@@ -94,11 +96,13 @@ def head_module(settings: Mapping[str, Any], weights: Path | None) -> nn.Module:
         case _:
             raise EncoderError(f"a module after pooling of type {settings['type']!r} is unknown to this version.")
     try:
-        module.load_state_dict(load_file(weights or Path()))
+        with torch.device("meta"):  # sizes are what a file says: nothing is allocated before the weights agree
+            module = make()
+        module.load_state_dict(load_file(weights or Path()), assign=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise EncoderError(f"{weights} does not hold the weights that its config.json describes: {reason}") from error
-    return module
+    return module.float()
 
 
 def pool(hidden: Tensor, mask: Tensor, how: str, first: Tensor) -> Tensor:

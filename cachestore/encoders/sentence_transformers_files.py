@@ -70,14 +70,16 @@ class Sentence:
 
     def pools_prompt(self) -> bool:
         """Whether the tokens of a prompt are pooled with the text's."""
-        config = load_json(self.pooling_config) if self.pooling_config else {}
+        config = _load_object(self.pooling_config) if self.pooling_config else {}
         return bool(config.get("include_prompt", True))
 
     def prompt(self, name: str | None = None) -> str:
         """The prompt of that name, or the model's default. Raises EncoderError when it has none of that name."""
         path = self.prompts_config
-        config = load_json(path) if path and path.is_file() else {}
+        config = _load_object(path) if path and path.is_file() else {}
         prompts = config.get("prompts") or {}
+        if not isinstance(prompts, dict):
+            raise EncoderError(f"{path}: its prompts are no mapping of names to texts.")
         chosen = config.get("default_prompt_name") if name is None else name
         if chosen is None:
             return ""
@@ -128,6 +130,13 @@ def load_json(path: Path) -> Any:
         raise EncoderError(f"{path} cannot be read as JSON: {error}") from None
 
 
+def _load_object(path: Path) -> dict[str, Any]:
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise EncoderError(f"{path} holds {type(content).__name__} where an object of settings belongs.")
+    return content
+
+
 def _module_name(module: Any, path: Path) -> str:
     kind = str(module.get("type", "")) if isinstance(module, dict) else ""
     folder = module.get("path", "") if isinstance(module, dict) else ""
@@ -139,19 +148,17 @@ def _module_name(module: Any, path: Path) -> str:
 
 
 def _poolings(path: Path) -> tuple[str, ...]:
-    config = load_json(path)
+    config = _load_object(path)
     mode = config.get("pooling_mode") or [name for switch, name in _POOLING_SWITCHES.items() if config.get(switch)]
-    modes = [mode] if isinstance(mode, str) else mode or ["mean"]
+    modes = [str(mode) for mode in (mode if isinstance(mode, list) else [mode])] or ["mean"]
     if any(mode not in _POOLINGS for mode in modes):
-        raise EncoderError(
-            f"{path}: pooling {' + '.join(map(str, modes))} is not supported, only {', '.join(_POOLINGS)}."
-        )
+        raise EncoderError(f"{path}: pooling {' + '.join(modes)} is not supported, only {', '.join(_POOLINGS)}.")
     return tuple(_POOLINGS[mode] for mode in modes)
 
 
 def _dense(folder: Path) -> HeadFile:
     path = folder / "config.json"
-    config = load_json(path)
+    config = _load_object(path)
     _require_sentence_embedding(path, config)
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     name = activation.rpartition(".")[2]
@@ -175,13 +182,13 @@ def _dense(folder: Path) -> HeadFile:
 
 def _layer_norm(folder: Path) -> HeadFile:
     path = folder / "config.json"
-    settings: dict[str, Json] = {"type": "layer_norm", "dimension": _size(path, load_json(path), "dimension")}
+    settings: dict[str, Json] = {"type": "layer_norm", "dimension": _size(path, _load_object(path), "dimension")}
     return HeadFile(settings, _head_weights(folder))
 
 
 def _normalize(folder: Path) -> HeadFile:
     path = folder / "config.json"
-    _require_sentence_embedding(path, load_json(path) if path.is_file() else {})
+    _require_sentence_embedding(path, _load_object(path) if path.is_file() else {})
     return HeadFile({"type": "normalize"})
 
 
@@ -216,7 +223,7 @@ def _head_weights(folder: Path) -> Path:
 
 def _transformer_config(folder: Path) -> dict[str, Any]:
     path = next((folder / name for name in _TRANSFORMER_CONFIGS if (folder / name).is_file()), None)
-    config: dict[str, Any] = load_json(path) if path else {}
+    config: dict[str, Any] = _load_object(path) if path else {}
     task = config.get("transformer_task", "feature-extraction")
     output = config.get("module_output_name", "token_embeddings")
     method = (config.get("modality_config") or {}).get(
@@ -236,5 +243,5 @@ def _transformer_config(folder: Path) -> dict[str, Any]:
 
 
 def _tokenizer_length(path: Path) -> int | None:
-    length = load_json(path).get("model_max_length") if path.is_file() else None
+    length = _load_object(path).get("model_max_length") if path.is_file() else None
     return int(length) if isinstance(length, int | float) and 0 < length < _HUGE else None

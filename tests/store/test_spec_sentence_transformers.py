@@ -158,6 +158,24 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: make_dense(m, in_features=12),
         "the dense module after pooling takes 12 values, and pooling gives 16",
     ),
+    "pooling that is no name": (
+        lambda m: write_json(m / "1_Pooling" / "config.json", {"pooling_mode": [{"cls": 1}]}),
+        r"pooling \{'cls': 1\} is not supported",
+    ),
+    "a list for settings": (
+        lambda m: write_json(m / "1_Pooling" / "config.json", [1]),
+        r"1_Pooling/config\.json holds list where an object of settings belongs",
+    ),
+    "prompts that are no mapping": (
+        lambda m: write_json(m / "config_sentence_transformers.json", {"prompts": ["a"]}),
+        "its prompts are no mapping of names to texts",
+    ),
+    "a prompt that is no text": (
+        lambda m: write_json(
+            m / "config_sentence_transformers.json", {"prompts": {"a": 3}, "default_prompt_name": "a"}
+        ),
+        "the prompt 'a' is no text",
+    ),
     "dense without a size": (lambda m: make_dense(m, out_features=None), "out_features is None"),
     "static": (_modules("StaticEmbedding"), "StaticEmbedding are not supported yet"),
     "own code": (_modules("Transformer", prefix="custom_st."), "'custom_st.Transformer' is code of the model's own"),
@@ -357,13 +375,18 @@ def test_weights_of_a_dense_are_in_the_fingerprint_and_must_be_its_weights(model
     make_dense(make_sentence_model(model, MEAN))
     before = opened(model)
     assert (before.dim, before.encode([b"a"]).shape) == (8, (1, 8))
-    save_file({"linear.weight": torch.ones(8, 16), "linear.bias": torch.ones(8)}, model / "2_Dense/model.safetensors")
+    half = {"linear.weight": torch.ones(8, 16), "linear.bias": torch.ones(8)}
+    save_file({name: weight.half() for name, weight in half.items()}, model / "2_Dense" / "model.safetensors")
+    assert opened(model).encode([b"a"]).dtype == np.float32
     assert keys.fingerprint(opened(model).spec) != keys.fingerprint(before.spec)
     save_file({"dense.weight": torch.ones(8, 16)}, model / "2_Dense" / "model.safetensors")
     with pytest.raises(
         EncoderError, match=r"2_Dense/model\.safetensors does not hold the weights that its config\.json"
     ):
         opened(model).encode([b"a"])
+    edit_json(model / "2_Dense" / "config.json", out_features=1 << 40)
+    with pytest.raises(EncoderError, match="does not hold the weights"):
+        text.encode(opened(model).spec, model, 8, [b"a"])  # and takes no room for what it says
     (model / "2_Dense" / "model.safetensors").write_bytes(b"no")
     with pytest.raises(EncoderError, match="does not hold the weights"):
         opened(model).encode([b"a"])
