@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from cachestore import errors
+from cachestore.encoders.image_settings import ImageTransformerSettings, TorchvisionSettings
 from cachestore.encoders.spec import TYPES, HashingSettings, ImportedSettings, TextSettings
 from cli.app import app
 from trainer import feature_schema, schema
@@ -59,6 +60,7 @@ SECTIONS = (
     *(feature_schema.NumberPreprocessing, feature_schema.CategoryPreprocessing, feature_schema.BinaryPreprocessing),
     *(feature_schema.CategoryOutput, feature_schema.BinaryOutput, feature_schema.NumberOutput),
     *(feature_schema.DenseCategory, HashingSettings, ImportedSettings, TextSettings, ConcatCombiner, DecoderLayers),
+    *(TorchvisionSettings, ImageTransformerSettings, feature_schema.ImageInput, feature_schema.ImagePreprocessing),
     *(schema.TrainerConfig, schema.Scheduler, schema.AdamW, schema.SGD, schema.RandomSplit, schema.FixedSplit),
     *(schema.Config, schema.Preprocessing),
 )
