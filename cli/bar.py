@@ -40,7 +40,7 @@ class Bar:
         rate = state.rows / max(state.seconds, 1e-9)
         note = f"{rate:,.0f} rows/s  {state.hits:,} found"
         if state.waiting:
-            note = f"texts that another process encodes: waiting for {state.waiting:,}"
+            note = f"vectors that another process encodes: waiting for {state.waiting:,}"
         self._show(f"build {label}", state.rows, state.total, note)
 
     def epoch(self, epoch: int, epochs: int, note: str) -> None:

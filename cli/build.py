@@ -168,7 +168,7 @@ def _plan_summary(plan: Plan) -> dict[str, Any]:
 def _plan_text(plan: Plan) -> str:
     counts = plan.counts
     lines = [
-        f"{output.count(counts.rows, 'row')}: {output.count(counts.encoded, 'text')} to encode, "
+        f"{output.count(counts.rows, 'row')}: {output.count(counts.encoded, 'vector')} to encode, "
         f"{output.count(counts.hits, 'cell')} found in the store, {output.count(counts.duplicates, 'repeat')}"
     ]
     if counts.missing or counts.skipped:

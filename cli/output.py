@@ -128,7 +128,7 @@ def say_if_waiting(out: Output, told: set[str], data: str, progress: Progress) -
     """Say once of each build that it waits for another process."""
     if progress.waiting and data not in told:
         told.add(data)
-        out.say(f"{data}: waiting for {count(progress.waiting, 'text')} that another process encodes just now")
+        out.say(f"{data}: waiting for {count(progress.waiting, 'vector')} that another process encodes just now")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], *, right: Sequence[str] = ()) -> str:

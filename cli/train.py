@@ -84,7 +84,7 @@ def text(summary: Mapping[str, Any]) -> str:
         "",
         f"rows: {used}" + (f"; {dropped:,} could not be used" if dropped else ""),
         *_versions(summary["references"]),
-        f"{output.count(summary['encoded'], 'text')} encoded, {output.count(summary['hits'], 'cell')} found in the store",
+        f"{output.count(summary['encoded'], 'vector')} encoded, {output.count(summary['hits'], 'cell')} found in the store",
         f"{output.count(summary['epochs'], 'epoch')}{best}; learning rate {summary['learning_rate']:g}",
         ", ".join(f"{phase} {output.duration(spent)}" for phase, spent in summary["seconds"].items()),
         f"run: {summary['run']}",

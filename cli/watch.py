@@ -23,7 +23,7 @@ def watching(out: Output) -> Iterator[Listener]:
                     out.say(text)
                 case Building(data=data, progress=progress):
                     if data not in builds:
-                        out.say(f"{data}: looking its texts up; those that the store lacks are encoded")
+                        out.say(f"{data}: looking its cells up; what the store lacks is encoded")
                     builds[data] = progress
                     say_if_waiting(out, waited, data, progress)
                     if bar:
@@ -31,7 +31,7 @@ def watching(out: Output) -> Iterator[Listener]:
                 case PhaseBegun(phase="gather"):
                     for data, progress in builds.items():
                         out.say(
-                            f"{data}: {count(progress.encoded, 'text')} encoded, {count(progress.hits, 'cell')} found in the store"
+                            f"{data}: {count(progress.encoded, 'vector')} encoded, {count(progress.hits, 'cell')} found in the store"
                         )
                 case EpochDone():
                     if bar:

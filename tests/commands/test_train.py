@@ -73,7 +73,7 @@ def test_train_encodes_what_is_missing_once_and_says_so(
 ) -> None:
     done = command("train", data, "-c", config, "--output", tmp_path / "cold", "--store", store)
     assert done.code == 0, done.err
-    assert "60 texts encoded, 0 cells found" in done.out
+    assert "60 vectors encoded, 0 cells found" in done.out
     assert "things.csv" in done.err
     for word in ("colour", "accuracy", "train", "validation", "test", str(tmp_path / "cold")):
         assert word in done.out
