@@ -156,6 +156,7 @@ def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> A
     except ConfigError as error:
         for line in str(error).splitlines():
             path, _, why = line.partition(": ")
+            why = why.replace(", ".join(ENCODER_TYPES), ", ".join(types))
             if why == "unknown key":
                 why += nearest(path.rpartition(".")[2], ("trainable", "adapter"))
             faulty.append(Fault(tuple(path.split(".")), why))

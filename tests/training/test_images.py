@@ -170,6 +170,7 @@ def faults(inputs: Mapping[str, Any], **changes: Any) -> str:
         ({"encoder": None}, "image.encoder", "is missing; an image feature needs one: encoder: resnet"),
         ({"encoder": {"type": "resnet", "trainable": True}}, "image.encoder.trainable", "encoders are frozen"),
         ({"encoder": "minilm"}, "image.encoder.type", "'minilm' is an encoder of text; choose one of torchvision"),
+        ({"encoder": "stacked_cnn"}, "image.encoder.type", "is not supported yet; choose one of torchvision, alexnet"),
         ({"encoder": {"type": "resnet", "model_variant": 51}}, "image.encoder", "51"),
         ({"preprocessing": {"height": 28}}, "image.preprocessing.height", "belongs to the encoder"),
         ({"preprocessing": {"num_channels": 1}}, "image.preprocessing.num_channels", "belongs to the encoder"),
