@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -37,6 +38,8 @@ _NUMBER = struct.Struct(">I")
 _NOWHERE = _LOCATION.pack(0xFFFFFFFF, 0xFFFFFFFF)
 _DATABASES = (b"keys", b"shards", b"numbers", b"specs", b"claims", b"memo", b"meta")
 _BLOCK = 1 << 16
+_SLICE = 1 << 13
+_UNFINISHED = b"unfinished:"
 _MEMO_SECONDS = 5.0
 _T = TypeVar("_T")
 
@@ -106,31 +109,63 @@ class Index:
         owner: bytes | None = None,
         moved: bool = False,
     ) -> int:
-        """Make the rows of a durable shard findable, as one transaction; returns the shard's number.
+        """Make the rows of a durable shard findable; returns the shard's number.
 
-        A key another shard already holds keeps its place, unless it has ``moved`` here. Committing a shard again changes nothing.
-        The claims of ``owner`` end with it.
+        A key another shard already holds keeps its place, unless it has ``moved`` here: then all of it is one transaction. Else
+        many keys take several, as what is written in one stays in memory until its end; a shard whose writer dies between them
+        is ``unfinished``, and committing it again finishes it. Committing a finished one again changes nothing.
+        The claims of ``owner`` end with the last transaction.
         """
         rows = _tree_order(keys).tolist()
+        size = max(1, len(rows)) if moved else _SLICE
+        slices = [rows[at : at + size] for at in range(0, len(rows), size)] or [[]]
         digest, described = bytes.fromhex(name), json.dumps(spec, sort_keys=True).encode()
+        unfinished = _UNFINISHED + digest
 
-        def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> int:
-            if owner is not None:
-                _release(txn, dbs, owner)
+        def begin(txn: Transaction, dbs: Mapping[bytes, Any]) -> tuple[int, bool]:
             known = txn.get(digest, db=dbs[b"numbers"])
             if known is not None:
-                if moved:
-                    _place(txn, dbs, int(_NUMBER.unpack(known)[0]), keys, rows, overwrite=True)
-                return int(_NUMBER.unpack(known)[0])
+                return int(_NUMBER.unpack(known)[0]), moved
+            begun = txn.get(unfinished, db=dbs[b"meta"])
+            if begun is not None:
+                return int(_NUMBER.unpack(begun)[0]), True
             number = int(_NUMBER.unpack(txn.get(b"next-shard", _NUMBER.pack(0), db=dbs[b"meta"]))[0])
             txn.put(b"next-shard", _NUMBER.pack(number + 1), db=dbs[b"meta"])
+            txn.put(unfinished, _NUMBER.pack(number), db=dbs[b"meta"])
+            # before any of its keys, so that whoever finds one can read it
             txn.put(_NUMBER.pack(number), _SHARD.pack(digest, fingerprint, len(keys), nbytes), db=dbs[b"shards"])
-            txn.put(digest, _NUMBER.pack(number), db=dbs[b"numbers"])
             txn.put(fingerprint, described, db=dbs[b"specs"])
-            _place(txn, dbs, number, keys, rows, overwrite=moved)
-            return number
+            return number, True
 
-        return self._write(write)
+        def write(txn: Transaction, dbs: Mapping[bytes, Any], part: int) -> tuple[int, bool]:
+            number, goes_on = begin(txn, dbs)
+            if goes_on:
+                _place(txn, dbs, number, keys, slices[part], overwrite=moved)
+            if not goes_on or part == len(slices) - 1:
+                txn.put(digest, _NUMBER.pack(number), db=dbs[b"numbers"])
+                txn.delete(unfinished, db=dbs[b"meta"])
+                if owner is not None:
+                    _release(txn, dbs, owner)
+            return number, goes_on
+
+        for part in range(len(slices)):
+            number, goes_on = self._write(partial(write, part=part))
+            if not goes_on:
+                break
+        return number
+
+    def unfinished(self) -> set[str]:
+        """Names of shards not all of whose keys have been committed: a writer is at it, or died over it."""
+
+        def read(txn: Transaction) -> set[str]:
+            cursor, found = txn.cursor(), set()
+            there = cursor.set_range(_UNFINISHED)
+            while there and bytes(cursor.key()).startswith(_UNFINISHED):
+                found.add(bytes(cursor.key())[len(_UNFINISHED) :].hex())
+                there = cursor.next()
+            return found
+
+        return self._read(b"meta", read)
 
     def claims(self) -> list[tuple[bytes, bytes]]:
         """All claims: of each the owner's id with a number, and the keys, joined."""
@@ -186,7 +221,9 @@ class Index:
             for number in gone:
                 entry = txn.pop(_NUMBER.pack(number), db=dbs[b"shards"])
                 if entry is not None:
-                    txn.delete(_SHARD.unpack(entry)[0], db=dbs[b"numbers"])
+                    digest = _SHARD.unpack(entry)[0]
+                    txn.delete(digest, db=dbs[b"numbers"])
+                    txn.delete(_UNFINISHED + digest, db=dbs[b"meta"])
             for number, keys in (restored or {}).items():
                 _place(txn, dbs, number, keys, _tree_order(keys).tolist(), overwrite=False)
             _delete_from(txn, dbs[b"memo"], b"source:")  # it may recognise files whose rows are no longer all here

@@ -84,7 +84,7 @@ def reconcile(root: Path, index: Index) -> int:
 
 
 def disagreement(root: Path, index: Index) -> tuple[list[int], list[str]]:
-    """Numbers of indexed shards that are gone, and names of shards that are not indexed.
+    """Numbers of indexed shards that are gone, and names of shards that are not indexed, or not with all their keys.
 
     Raises DamageError for an indexed shard that has another size than when it was written.
     """
@@ -97,7 +97,7 @@ def disagreement(root: Path, index: Index) -> tuple[list[int], list[str]]:
                 "Run `cachestore repair`: it keeps the sound rows and tells what to build again."
             )
     gone = [entry.number for name, entry in indexed.items() if name not in on_disk]
-    return gone, sorted(on_disk.keys() - indexed.keys())
+    return gone, sorted((on_disk.keys() - indexed.keys()) | (on_disk.keys() & index.unfinished()))
 
 
 def rebuild(root: Path, index: Index) -> int:

@@ -217,6 +217,11 @@ class IndexCheck:
         opened = self._shards.open(entry.name)
         if opened is None:
             return
+        if entry.name in self._index.unfinished():  # its writer is at it; where he died, the next one goes on
+            self._findings.notice(
+                "leftover", place(entry.name), "It is not wholly indexed yet.", "The next build does so."
+            )
+            return
         lost, count = 0, len(opened.keys)
         rest = np.arange(count) if covered is None else np.flatnonzero(np.unpackbits(covered, count=count) == 0)
         for start in range(0, len(rest), _BLOCK):

@@ -55,6 +55,44 @@ def test_a_key_keeps_its_first_place_and_a_shard_is_indexed_once(index):
     }
 
 
+def test_a_shard_whose_writer_dies_between_two_transactions_is_finished_by_committing_it_again(index, monkeypatch):
+    monkeypatch.setattr(indexes, "_SLICE", 4)
+    keys, write, calls = some_keys(10), index._write, []
+
+    def dying(body, *wait):
+        calls.append(body)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return write(body, *wait)
+
+    monkeypatch.setattr(index, "_write", dying)
+    with pytest.raises(KeyboardInterrupt):
+        index.commit("aa" * 32, ENCODER, SPEC, keys, 100)
+    monkeypatch.setattr(index, "_write", write)
+    assert index.unfinished() == {"aa" * 32}
+    found = index.lookup(keys)
+    assert sorted(found.shards.tolist()) == [-1, -1, *[0] * 8]
+    assert index.names([0]) == {0: "aa" * 32}, "what is found can be read"
+    assert index.commit("bb" * 32, ENCODER, SPEC, some_keys(6, 100), 100) == 1
+    assert index.commit("aa" * 32, ENCODER, SPEC, keys, 100) == 0
+    assert index.unfinished() == set()
+    found = index.lookup(keys)
+    assert (found.shards.tolist(), found.rows.tolist()) == ([0] * 10, list(range(10)))
+
+
+def test_an_unfinished_shard_that_is_dropped_leaves_nothing(index, monkeypatch):
+    monkeypatch.setattr(indexes, "_SLICE", 4)
+    write = index._write
+    monkeypatch.setattr(index, "_write", lambda body, *wait: write(body) if not index.unfinished() else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        index.commit("aa" * 32, ENCODER, SPEC, some_keys(10), 100)
+    monkeypatch.setattr(index, "_write", write)
+    index.drop([0])
+    assert index.unfinished() == set()
+    assert (index.lookup(some_keys(10)).shards == -1).all()
+    assert index.commit("aa" * 32, ENCODER, SPEC, some_keys(10), 100) == 1, "a number is never given again"
+
+
 def test_dropped_shards_are_forgotten_with_their_keys_and_numbers_are_not_reused(index):
     keys = some_keys(6)
     index.commit("aa" * 32, ENCODER, SPEC, keys[:3], 100)
