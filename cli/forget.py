@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import cachestore
-from cachestore.dataset import MAX_CELL_BYTES
 from cachestore.errors import DataError, UsageError
+from cachestore.picture_files import MAX_BYTES
 from cli import options, output
 from cli.gc import open_existing
 
@@ -33,7 +33,7 @@ def command(
     ] = None,
     file: Annotated[
         list[Path] | None,
-        typer.Option("--file", metavar="PATH", help="A file whose bytes are the text, - for stdin; repeat for more."),
+        typer.Option("--file", metavar="PATH", help="A text or picture as a file, - for stdin; repeat for more."),
     ] = None,
     rows: Annotated[
         tuple[str, str] | None,
@@ -52,11 +52,11 @@ def command(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Remove the vectors and keys of texts from every file of the store.
+    """Remove the vectors and keys of texts and pictures from every file of the store.
 
     Shards, manifests and the index are rewritten without them; versions, tags and runs lead to what is left. All trash and
     quarantined files go as well. Run directories, source files, exports, backups, and files in the store's folder that are
-    not the store's are out of scope. A text is its bytes, to the last newline, and a file is one text. A forget that was cut
+    not the store's are out of scope. A text is its bytes, to the last newline, and a file is one text or picture. A forget that was cut
     short is finished by the next, or by --resume.
 
     \b
@@ -118,18 +118,20 @@ def _label(path: Path) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    """The bytes of a text; a store keeps none that is longer than MAX_CELL_BYTES."""
+    """The bytes of a text or a picture; a store keeps none that is longer than MAX_BYTES."""
     try:
         if str(path) == "-":
-            found = sys.stdin.buffer.read(MAX_CELL_BYTES + 1)
+            found = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
             with path.open("rb") as file:
-                found = file.read(MAX_CELL_BYTES + 1)
+                found = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Name a file whose bytes are the text.") from error
-    if len(found) > MAX_CELL_BYTES:
         raise DataError(
-            f"{path} is larger than {MAX_CELL_BYTES >> 20} MiB, and no text in a store is. Name another file."
+            f"{path} cannot be read: {error.strerror}. Name a file whose bytes are the text or the picture."
+        ) from error
+    if len(found) > MAX_BYTES:
+        raise DataError(
+            f"{path} is larger than {MAX_BYTES >> 20} MiB, and no text or picture in a store is. Name another file."
         )
     return found
 

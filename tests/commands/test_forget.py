@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import cachestore
+from cachestore.keys import fingerprint, key
 from tests.commands.conftest import Command
+from tests.store.pictures import CountingPictures
 
 HASHING = ("--column", "text", "--encoder", "{type: hashing, dim: 32}")
 
@@ -174,4 +176,15 @@ def test_a_file_that_never_ends_is_not_read_to_its_end(command: Command, store: 
     command("build", reviews, "--column", "text", "--encoder", "hashing", "--store", store)
     done = command("forget", "--file", "/dev/zero", "--store", store)
     assert done.code == 2
-    assert "/dev/zero is larger than 16 MiB" in done.err
+    assert "/dev/zero is larger than 64 MiB" in done.err
+
+
+def test_a_picture_larger_than_any_text_is_forgotten_by_its_file(command: Command, tmp_path: Path) -> None:
+    picture = tmp_path / "large.jpg"
+    picture.write_bytes(b"picture" * (3 << 20))
+    encoder = CountingPictures()
+    with cachestore.open_store(tmp_path / "store") as store:
+        cachestore.build(store, {"image": [str(picture)]}, {"image": encoder})
+    assert command("forget", "--file", picture, "--store", tmp_path / "store").code == 0
+    with cachestore.open_store(tmp_path / "store") as store:
+        assert store.missing([key(fingerprint(encoder.spec), picture.read_bytes())])
