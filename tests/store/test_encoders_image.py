@@ -247,7 +247,9 @@ def check_features(name: str, tmp_path: Path) -> None:
     expected = inputs[0].mean((2, 3)) if inputs[0].ndim == 4 else inputs[0]
     assert given.shape == (1, entry["dim"])
     assert np.ptp(given.numpy()) > 0
-    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    # not to the bit: normalisation is part of the convolution before it
+    torch.testing.assert_close(given, expected, rtol=1e-3, atol=3e-4 * float(expected.abs().max()))
+    assert cosines(given.numpy().astype(np.float64), expected.numpy().astype(np.float64)).min() > 0.999999
 
 
 @pytest.mark.parametrize("name", SMALL)
