@@ -281,7 +281,9 @@ def _as_stored(vectors: NDArray[Any], dtype: np.dtype[Any]) -> tuple[NDArray[Any
     reasons: dict[int, str] = {}
     for row in np.flatnonzero(highest >= infinite).tolist():
         finite = np.isfinite(vectors[row]).all()
-        why = f"its vector exceeds {dtype.name}; set dtype: float32" if finite else "the encoder returned NaN or infinity"
+        why = (
+            f"its vector exceeds {dtype.name}; set dtype: float32" if finite else "the encoder returned NaN or infinity"
+        )
         reasons[row] = why
     for row in np.flatnonzero(highest == 0).tolist():
         if vectors[row].any():  # a vector of zeros may be what the encoder means

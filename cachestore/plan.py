@@ -105,7 +105,8 @@ def count(
             tally.missing += int((cells.reasons == MISSING).sum())
             tally.skipped += int((cells.reasons == SKIPPED).sum())
             fresh: list[tuple[Key, bytes]] = []
-            for row in np.flatnonzero(~found).tolist():  # of these alone: to have the payload of a picture is to read its file
+            # of these alone: to have the payload of a picture is to read its file
+            for row in np.flatnonzero(~found).tolist():
                 key, payload = names[row], cells.payloads[row]
                 if key is not None and payload is not None:
                     fresh.append((key, payload))
