@@ -27,6 +27,7 @@ _DATABASE = "main/keys"
 _NODE = struct.Struct("<HHHH32s8s")
 _HEAD = _NODE.pack(8, 0, 0, 32, bytes(32), bytes(8))[:8]  # a value of 8 bytes, no flags, a key of 32
 _HEAD_NUMBER = int.from_bytes(_HEAD, sys.byteorder)
+_OUT_BYTES = 1 << 20
 _PROBLEMS = 3  # Python itself ends with 1 and 2
 _PRIVATE: Any = getattr(_verify, "_Verifier", object)
 _HOOKS = {
@@ -100,9 +101,11 @@ def main(folder: str, action: str) -> int:
     """Run one action; returns the exit code."""
     if action == "hold":
         return _hold(folder)
-    out = sys.stdout.buffer if action == "keys" else None
     try:
-        problems = check(folder, out) if _has_hooks() else _check_plainly(folder, out)
+        # whole blocks, also where Python is told not to buffer: a write for each page would take as long as to check it
+        with open(sys.stdout.fileno(), "wb", buffering=_OUT_BYTES, closefd=False) as stdout:
+            out = stdout if action == "keys" else None
+            problems = check(folder, out) if _has_hooks() else _check_plainly(folder, out)
     except _verify.VerifyError as error:
         problems = [str(error)]
     except OSError as error:

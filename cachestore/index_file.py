@@ -6,6 +6,8 @@ a second time, because closing that would drop its locks.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import signal
 import stat
 import subprocess
@@ -30,6 +32,7 @@ _DATA = "data.mdb"
 _PROGRAM = str(Path(__file__).with_name("index_checker.py"))
 NODE = np.dtype([("head", "V8"), ("key", "V32"), ("shard", "<u4"), ("row", "<u4")])
 _BLOCK = 1 << 16
+_PIPE_BYTES = 1 << 20
 _KEPT = 1 << 22  # keys, 200 MB; of an index with more they are read a second time
 
 
@@ -105,6 +108,9 @@ def _running(folder: Path, action: str, errors: IO[bytes] | None = None) -> Iter
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors or subprocess.DEVNULL
     ) as running:
         try:
+            if running.stdout:
+                with contextlib.suppress(OSError, AttributeError):  # only faster: most systems have a limit, some no such call
+                    fcntl.fcntl(running.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             yield running
         finally:
             running.kill()
