@@ -5,9 +5,10 @@ Writes each problem on a line to stderr, and ends with 3 when there are any; any
 number and row. LMDB itself never opens the file. ``hold`` does, and holds a snapshot until its stdin ends: its pages are not
 reused meanwhile.
 
-The checker is pure Python and looks at every node by itself. Pages that hold nothing but keys with their places are looked at
-as a whole here, which is ten times as fast; all others, and all else, is the checker's. That goes into its private class: where
-an lmdb has another one, its public function checks the file, and LMDB reads the keys of one that is sound.
+The checker is pure Python and looks at every node by itself. Leaves that hold nothing but keys with their places are collected
+and looked at many at a time with NumPy here; a batch in which anything is otherwise, and all else, is the checker's. That goes
+into its private class: where an lmdb has another one, its public function checks the file, and LMDB reads the keys of one that
+is sound.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import errno
 import os
 import struct
 import sys
-from operator import lt
 from typing import Any, BinaryIO
 
 import lmdb
@@ -28,12 +28,17 @@ _NODE = struct.Struct("<HHHH32s8s")
 _HEAD = _NODE.pack(8, 0, 0, 32, bytes(32), bytes(8))[:8]  # a value of 8 bytes, no flags, a key of 32
 _HEAD_NUMBER = int.from_bytes(_HEAD, sys.byteorder)
 _OUT_BYTES = 1 << 20
+_BRANCH, _LEAF = b"\x01\x00", b"\x02\x00"  # flags of a page
+_BATCH, _FEW = 1024, 64  # pages
 _PROBLEMS = 3  # Python itself ends with 1 and 2
 _PRIVATE: Any = getattr(_verify, "_Verifier", object)
 _HOOKS = {
     "__init__": ("self", "f", "filesize"),
     "_read_at": ("self", "off", "n"),
+    "_walk_page": ("self", "ctx", "pgno", "depth"),
     "_walk_leaf": ("self", "ctx", "pgno", "buf"),
+    "_mark_live": ("self", "pgno", "what"),
+    "read_page": ("self", "pgno"),
     "_leaf_value": ("self", "ctx", "pgno", "i", "buf", "o", "nflags", "ksize", "dsize", "key"),
 }
 
@@ -44,36 +49,66 @@ class Checker(_PRIVATE):  # type: ignore[misc]
     def __init__(self, file: BinaryIO, size: int, out: BinaryIO | None) -> None:
         super().__init__(file, size)
         self.out = out
+        self._leaves: list[tuple[int, bytes]] = []
 
     def _read_at(self, off: int, n: int) -> bytes:
         return os.pread(self.f.fileno(), n, off)
 
-    def _walk_leaf(self, ctx: dict[str, Any], pgno: int, buf: bytes) -> None:
-        if ctx["name"] != _DATABASE or self.hdrsz != 16 or not self._plain(ctx, buf):
-            super()._walk_leaf(ctx, pgno, buf)
+    def _walk_page(self, ctx: dict[str, Any], pgno: int, depth: int) -> None:
+        if ctx["name"] != _DATABASE or self.hdrsz != 16:
+            super()._walk_page(ctx, pgno, depth)
+            return
+        page = None if self.full or depth == 1 else self.read_page(pgno)
+        if page is not None and page[:8] == pgno.to_bytes(8, "little") and page[10:12] == _LEAF:
+            if self._mark_live(pgno, f"{_DATABASE} DB"):
+                ctx["maxdepth"] = max(ctx["maxdepth"], depth)
+                ctx["leaf"] += 1
+                self._leaves.append((pgno, page))
+                if len(self._leaves) >= _BATCH:
+                    self._take(ctx)
+            return
+        if page is None or page[10:12] != _BRANCH:
+            self._take(ctx)  # keys are looked at in their order
+        super()._walk_page(ctx, pgno, depth)
+        if depth == 1:
+            self._take(ctx)
 
-    def _plain(self, ctx: dict[str, Any], buf: bytes) -> bool:
-        """Take a page whose nodes are all keys with their places, in order; False for any other, of which nothing is taken."""
-        lower, upper = struct.unpack_from("<HH", buf, 12)
+    def _take(self, ctx: dict[str, Any]) -> None:
+        """Look at the leaves collected so far."""
+        leaves, self._leaves = self._leaves, []
+        if len(leaves) < _FEW or not self._plain(ctx, [page for _, page in leaves]):
+            for pgno, page in leaves:
+                self._walk_leaf(ctx, pgno, page)
+
+    def _plain(self, ctx: dict[str, Any], pages: list[bytes]) -> bool:
+        """Take pages whose nodes are all keys with their places, in order; False for any other, of which nothing is taken."""
+        import numpy as np  # takes longer than to look at a few pages without it
+
+        data = np.frombuffer(b"".join(pages), np.uint8)
+        words = data.view("<u2").reshape(len(pages), -1)
+        lower, upper = words[:, 6].astype(np.int64), words[:, 7].astype(np.int64)
         count = (lower - 16) >> 1
-        if count < 1 or lower > upper or upper > len(buf):
+        if (count < 1).any() or (lower > upper).any() or (upper > self.psize).any():
             return False
-        places = struct.unpack_from(f"<{count}H", buf, 16)
-        if min(places) < upper or max(places) + _NODE.size > len(buf):
+        used = np.arange(count.max()) < count[:, None]
+        places = words[:, 8 : 8 + used.shape[1]].astype(np.int64)[used]
+        if (places < np.repeat(upper, count)).any() or (places + _NODE.size > self.psize).any():
             return False
-        # with nodes to write, two of one key are left to whoever reads them
-        width = 40 if self.out is None else _NODE.size
-        nodes = [buf[at : at + width] for at in places]
-        joined = b"".join(nodes)
-        if memoryview(joined).cast("Q")[:: width // 8].tolist() != [_HEAD_NUMBER] * count:
+        starts = places + np.repeat(np.arange(len(pages)) * self.psize, count)
+        nodes = np.lib.stride_tricks.sliding_window_view(data, _NODE.size)[starts]
+        if (np.ascontiguousarray(nodes[:, :8]).view("=u8") != _HEAD_NUMBER).any():
             return False
+        first_bytes = np.ascontiguousarray(nodes[:, 8:16]).view(">u8").ravel()
+        for at in np.flatnonzero(first_bytes[1:] <= first_bytes[:-1]).tolist():
+            if nodes[at, 8:40].tobytes() >= nodes[at + 1, 8:40].tobytes():
+                return False
         last = ctx["last_key"]
-        if (last is not None and nodes[0][8:40] <= last) or not all(map(lt, nodes, nodes[1:])):
+        if last is not None and nodes[0, 8:40].tobytes() <= last:
             return False
-        ctx["last_key"] = nodes[-1][8:40]
-        ctx["entries"] += count
+        ctx["last_key"] = nodes[-1, 8:40].tobytes()
+        ctx["entries"] += len(nodes)
         if self.out:
-            self.out.write(joined)
+            self.out.write(nodes.tobytes())
         return True
 
     def _leaf_value(

@@ -9,9 +9,10 @@ import sys
 import threading
 
 import lmdb
+import numpy as np
 import pytest
 
-from cachestore import environment
+from cachestore import environment, index_file
 from cachestore import index as indexes
 from cachestore.errors import DamageError, StoreError, StoreFormatError, StoreFull, StoreLocked
 from cachestore.index import Index
@@ -19,6 +20,7 @@ from cachestore.keys import fingerprint, key
 
 SPEC = {"type": "test", "dtype": "float16"}
 ENCODER = fingerprint(SPEC)
+HEAD = bytes([8, 0, 0, 0, 0, 0, 32, 0])  # of a node that is a key with its place
 
 
 def some_keys(count, offset=0):
@@ -301,3 +303,38 @@ def test_limited_address_space_only_makes_the_map_smaller(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "index")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("fault", ["none", "order", "head", "page number", "offset"])
+def test_many_pages_are_checked_at_once_and_none_less_for_it(tmp_path, fault):
+    keys = some_keys(20_000)
+    index = Index(tmp_path / "index", readonly=False)
+    index.commit("aa" * 32, ENCODER, SPEC, keys, 100)
+    index.close()
+    data = tmp_path / "index" / "data.mdb"
+    pages = np.frombuffer(data.read_bytes(), np.uint8).reshape(-1, 4096)
+    # leaves whose first node is a key and its place, of the two kinds of transactions that lie in the file
+    leaves = [at for at in range(len(pages)) if pages[at, 10] == 2 and pages[at, 16:18].view("<u2")[0] <= 4096 - 48]
+    keyed = [
+        at for at in leaves if bytes(pages[at, (first := int(pages[at, 16:18].view("<u2")[0])) : first + 8]) == HEAD
+    ]
+    assert len(keyed) > 200, "enough to be looked at together"
+    sound = index_file.examine(tmp_path / "index", keys=True)
+    assert sound.problems == []
+    nodes = np.concatenate(sound.nodes)
+    assert [bytes(key) for key in nodes["key"]] == sorted(keys)
+    assert [keys[row] for row in nodes["row"]] == sorted(keys)
+    if fault == "none":
+        return
+    with data.open("r+b") as file:
+        for page in keyed:  # all, as those of older transactions are no longer reached
+            first, second = (int(one) for one in pages[page, 16:20].view("<u2"))
+            at, new = {
+                "order": (16, np.array([second, first], "<u2").tobytes()),
+                "head": (first + 6, b"\x1f"),
+                "page number": (0, b"\xff"),
+                "offset": (16, b"\x0a\x00"),
+            }[fault]
+            file.seek(page * 4096 + at)
+            file.write(new)
+    assert index_file.examine(tmp_path / "index", keys=True).problems != []
