@@ -117,7 +117,7 @@ class IndexCheck:
     def _at_rows(self, opened: Shard, keys: NDArray[np.void], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         states = np.full(len(keys), MISPLACED, np.uint8)
         within = np.flatnonzero(rows < len(opened.keys))
-        states[within[opened.keys[rows[within]] == keys[within]]] = RIGHT
+        states[within[_at(opened.keys, rows[within]) == _at(keys, within)]] = RIGHT
         faulty = self._shards.faulty.get(opened.name)
         if faulty is not None:
             states[np.isin(rows, faulty)] = UNREADABLE
@@ -199,7 +199,7 @@ class IndexCheck:
             entry = self.entries.get(number)
             opened = self._shards.open(entry.name) if entry else None
             if opened is not None:
-                right[at] = self._at_rows(opened, keys[at], rows[at]) == RIGHT
+                right[at] = self._at_rows(opened, _at(keys, at), rows[at]) == RIGHT
                 bits = np.zeros(len(opened.keys), np.bool_)
                 bits[rows[at[right[at]]]] = True
                 covered[opened.name] = np.packbits(bits) | covered.get(opened.name, np.uint8(0))
@@ -250,6 +250,12 @@ class IndexCheck:
 
     def _damaged(self, detail: str) -> None:
         self._findings.damage("index", "index", detail, REBUILD)
+
+
+def _at(keys: NDArray[np.void], places: NDArray[np.int64]) -> NDArray[np.void]:
+    """``keys[places]``; as numbers they are fetched four times as fast."""
+    numbers = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, keys.itemsize // 8)
+    return numbers.take(places, axis=0).view(keys.dtype).ravel()
 
 
 def _runs(values: NDArray[np.uint32]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
