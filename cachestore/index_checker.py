@@ -14,6 +14,7 @@ is sound.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import struct
 import sys
@@ -138,7 +139,7 @@ def main(folder: str, action: str) -> int:
         return _hold(folder)
     try:
         # whole blocks, also where Python is told not to buffer: a write for each page would take as long as to check it
-        with open(sys.stdout.fileno(), "wb", buffering=_OUT_BYTES, closefd=False) as stdout:
+        with io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "w", closefd=False), _OUT_BYTES) as stdout:
             out = stdout if action == "keys" else None
             problems = check(folder, out) if _has_hooks() else _check_plainly(folder, out)
     except _verify.VerifyError as error:

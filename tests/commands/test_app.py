@@ -84,6 +84,7 @@ def test_an_interrupted_command_that_stores_no_vectors_does_not_say_that_it_kept
     command: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setattr(cachestore, "open_store", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("cachestore.store.open_store", raising(KeyboardInterrupt()))
     assert command(*arguments).err == "error: interrupted\n"
 
 
