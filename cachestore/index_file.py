@@ -6,8 +6,7 @@ a second time, because closing that would drop its locks.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import os
 import signal
 import stat
 import subprocess
@@ -32,8 +31,7 @@ _DATA = "data.mdb"
 _PROGRAM = str(Path(__file__).with_name("index_checker.py"))
 NODE = np.dtype([("head", "V8"), ("key", "V32"), ("shard", "<u4"), ("row", "<u4")])
 _BLOCK = 1 << 16
-_PIPE_BYTES = 1 << 20
-_KEPT = 1 << 22  # keys, 200 MB; of an index with more they are read a second time
+_KEPT_BYTES = 300 << 20  # of an index whose file is larger, keys are read a second time, block by block
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Examined:
         if self.nodes is not None:
             yield from self.nodes
             return
-        with _running(self.folder, "keys") as running:
+        with _running(self.folder, "keys", subprocess.PIPE, subprocess.DEVNULL) as running:
             yield from _blocks(running)
 
 
@@ -76,19 +74,17 @@ def _examine(folder: Path, keys: bool) -> tuple[int, list[str], list[NDArray[Any
         before = (folder / _DATA).stat()
     if not stat.S_ISREG(before.st_mode):  # opening a pipe would hang
         return PROBLEMS, [f"{_DATA} is not a regular file"], [] if keys else None, False
-    kept: list[NDArray[Any]] = []
-    count = 0
-    with tempfile.TemporaryFile() as said:
-        with _running(folder, "keys" if keys else "check", said) as running:
-            for block in _blocks(running):
-                count += len(block)
-                kept = [*kept, block] if count <= _KEPT else []
+    few = keys and before.st_size <= _KEPT_BYTES
+    with tempfile.TemporaryFile() as said, _scratch() as found:
+        with _running(folder, "keys" if few else "check", found, said) as running:
             code = running.wait()
+        found.seek(0)
+        nodes = [np.fromfile(found, NODE)] if few else None
         said.seek(0)
         lines = [line for line in said.read().decode(errors="replace").splitlines() if line]
     after = (folder / _DATA).stat()
     moved = (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino)
-    return code, lines, kept if keys and count <= _KEPT else None, moved
+    return code, lines, nodes, moved
 
 
 def _unchecked(folder: Path, code: int, lines: list[str]) -> StoreError:
@@ -101,16 +97,18 @@ def _unchecked(folder: Path, code: int, lines: list[str]) -> StoreError:
     return StoreError(f"The index {folder} could not be checked, so that it may be sound: {why}. {advice}")
 
 
+def _scratch() -> IO[bytes]:
+    """A file for what the checker finds: in memory where there is such a thing, as the disk may be full."""
+    return os.fdopen(os.memfd_create("keys"), "w+b") if sys.platform == "linux" else tempfile.TemporaryFile()
+
+
 @contextmanager
-def _running(folder: Path, action: str, errors: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    folder: Path, action: str, out: IO[bytes] | int, errors: IO[bytes] | int
+) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-P", _PROGRAM, str(folder), action]
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors or subprocess.DEVNULL
-    ) as running:
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors) as running:
         try:
-            if running.stdout:
-                with contextlib.suppress(OSError, AttributeError):  # only faster: most systems have a limit, some no such call
-                    fcntl.fcntl(running.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             yield running
         finally:
             running.kill()

@@ -192,19 +192,23 @@ def _answer(question: Callable[[str], dict[str, Any]], folder: str) -> dict[str,
 
 
 @contextmanager
-def _checked_here(folder: Path, action: str, errors: IO[bytes] | None = None) -> Iterator[SimpleNamespace]:
+def _checked_here(
+    folder: Path, action: str, out: IO[bytes] | int, errors: IO[bytes] | int
+) -> Iterator[SimpleNamespace]:
     """The checker of the index in this process, which is spared an interpreter's start: it never opens the file by LMDB."""
-    out = io.BytesIO()
+    found = io.BytesIO()
     with (folder / "data.mdb").open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            problems = index_checker.Checker(file, size, out if action == "keys" else None).verify()
+            problems = index_checker.Checker(file, size, found if action == "keys" else None).verify()
         except lmdb.verify.VerifyError as error:
             problems = [str(error)]
-    if errors:
+    if not isinstance(out, int):
+        out.write(found.getvalue())
+    if not isinstance(errors, int):
         errors.write("\n".join(problems).encode())
-    out.seek(0)
-    yield SimpleNamespace(stdout=out, wait=lambda: index_file.PROBLEMS if problems else 0)
+    found.seek(0)
+    yield SimpleNamespace(stdout=found, wait=lambda: index_file.PROBLEMS if problems else 0)
 
 
 def placed(folder: str, mode: Literal["r", "w"] = "r") -> dict[str, str]:

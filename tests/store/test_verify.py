@@ -505,7 +505,7 @@ def test_an_index_larger_than_a_part_is_taken_part_by_part(store, monkeypatch):
     monkeypatch.setattr("cachestore.index_file._BLOCK", 8)
     assert store.verify().findings == ()
     assert store.verify().cells == 140
-    monkeypatch.setattr("cachestore.index_file._KEPT", 8)  # and read a second time
+    monkeypatch.setattr("cachestore.index_file._KEPT_BYTES", 0)  # and read a second time
     assert store.verify().findings == ()
     key = first_key(store)
     lmdb_write(store, b"keys", lambda txn: txn.delete(key))
