@@ -412,6 +412,5 @@ def _delete_from(txn: Transaction, database: Any, prefix: bytes) -> None:
 
 def _tree_order(keys: Sequence[Key]) -> NDArray[np.int64]:
     """Positions of keys in the order of the tree: gets and puts that walk its pages in order are several times faster."""
-    return np.argsort(
-        np.frombuffer(b"".join(keys), ">u8")[:: SIZE // 8]
-    )  # the first eight bytes of a digest order it well enough
+    # the first eight bytes of a digest order it well enough
+    return np.argsort(np.frombuffer(b"".join(keys), ">u8")[:: SIZE // 8])

@@ -46,6 +46,7 @@ DOORS = {
         "cachestore/encoders/image.py",
         "cachestore/encoders/image_model.py",
         "cachestore/encoders/image_settings.py",  # its downloads of weights
+        "cachestore/encoders/hardware.py",
         "cachestore/encoders/torchvision_models.py",
         "cachestore/encoders/_torchvision.py",
         "trainer/",

@@ -5,9 +5,7 @@ While the model has one batch, worker processes decode the next ones.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -21,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachestore.encoders import image_model, pictures
+from cachestore.encoders import hardware, image_model, pictures
 from cachestore.encoders.batches import Budget, tokens_in_memory
 from cachestore.encoders.image_model import ImageModule
 from cachestore.encoders.image_specs import share_key
@@ -109,14 +107,14 @@ def _encode(
     refused: dict[int, str] = {}
     if not payloads:
         return vectors, refused
-    device = _device()
+    device = hardware.device()
     poolings = [str(spec.get("reduce_output", "")) for spec in specs]
     module = _shared(specs[0], place, poolings, device)
     picture: Any = specs[0]["picture"]
     height, width = picture["crop"] or picture["resize"]
     budget = Budget(batch_size, fixed=True) if batch_size else _budget(specs[0], device, height * width)
     forward = partial(_forward, module, poolings, device)
-    with torch.inference_mode(), _exact_float32():
+    with torch.inference_mode(), hardware.exact_float32():
         for batch in _decoded(payloads, picture, (height, width), budget, device):
             good = [row for row, future in enumerate(batch.futures) if future.result() is None]
             refused |= {batch.start + row: reason for row, f in enumerate(batch.futures) if (reason := f.result())}
@@ -184,10 +182,6 @@ def _shared(spec: Mapping[str, Json], place: Path, poolings: Sequence[str], devi
         return module
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _budget(spec: Mapping[str, Json], device: str, pixels: int) -> Budget:
     """How many pictures of so many pixels go through a model of this process at once: what was measured is kept."""
     key = share_key(spec), device
@@ -203,13 +197,8 @@ def _timed(
 ) -> dict[str, Tensor]:
     if not budget.measuring or len(pixels) != budget.tokens:
         return _within_memory(forward, pixels, budget)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    found = _within_memory(forward, pixels, budget)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    budget.took(len(pixels), time.perf_counter() - began)
+    found, seconds = hardware.timed(partial(_within_memory, forward, pixels, budget), device)
+    budget.took(len(pixels), seconds)
     return found
 
 
@@ -225,16 +214,3 @@ def _within_memory(forward: Callable[[Tensor], dict[str, Tensor]], pixels: Tenso
     half = len(pixels) // 2
     parts = _within_memory(forward, pixels[:half], budget), _within_memory(forward, pixels[half:], budget)
     return {pooling: torch.cat([part[pooling] for part in parts]) for pooling in parts[0]}
-
-
-@contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
-    """float32 products and convolutions in float32 (no TF32 or bfloat16 in their place), whatever the process has allowed."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions

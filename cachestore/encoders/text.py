@@ -6,8 +6,6 @@ of a batch changes nothing but speed.
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cachestore.encoders import text_model
+from cachestore.encoders import hardware, text_model
 from cachestore.encoders.batches import Budget, batches, tokens_in_memory, windows
 from cachestore.encoders.pooling import Head
 from cachestore.encoders.text_model import Collate, load
@@ -86,7 +84,7 @@ def _encode(
     batch_tokens: int | None,
 ) -> list[NDArray[np.float32]]:
     tokenizer, backbone = text_model.shared(specs[0], directory)
-    device = text_model.device()
+    device = hardware.device()
     collate = text_model.make_collate(specs[0], tokenizer)
     heads = [
         (text_model.layer_of(spec), text_model.make_head(spec, directory, collate).eval().to(device)) for spec in specs
@@ -94,7 +92,7 @@ def _encode(
     forward = partial(_forward, backbone, heads, collate, device)
     settled = Budget(batch_tokens, fixed=True) if batch_tokens else _budget(specs[0], backbone, device)
     vectors = [torch.empty((len(payloads), dim), dtype=torch.float32, device=device) for dim in dims]
-    with torch.inference_mode(), _exact_float32(), text_model.quiet():
+    with torch.inference_mode(), hardware.exact_float32(), text_model.quiet():
         for start, window in _tokenised(collate, payloads):
             lengths = [tokens.shape[1] for tokens in window]
             budget = settled.on(sum(lengths))
@@ -117,7 +115,7 @@ def release(spec: Mapping[str, Json] | None = None) -> None:
 
 def uses_cuda() -> bool:
     """Whether encoders run on a GPU here."""
-    return text_model.device() == "cuda"
+    return hardware.device() == "cuda"
 
 
 def cuda_has_bfloat16() -> bool:
@@ -172,13 +170,8 @@ def _timed(
     longest = max(tokens.shape[1] for tokens in texts)
     if not budget.measuring or (len(texts) + 1) * longest <= budget.tokens:  # the rest of a window says nothing
         return _within_memory(forward, texts, budget)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    vectors = _within_memory(forward, texts, budget)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    budget.took(sum(tokens.shape[1] for tokens in texts), time.perf_counter() - began)
+    vectors, seconds = hardware.timed(partial(_within_memory, forward, texts, budget), device)
+    budget.took(sum(tokens.shape[1] for tokens in texts), seconds)
     return vectors
 
 
@@ -200,14 +193,3 @@ def _within_memory(
     half = len(texts) // 2
     parts = _within_memory(forward, texts[:half], budget), _within_memory(forward, texts[half:], budget)
     return [torch.cat(pair) for pair in zip(*parts, strict=True)]
-
-
-@contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
-    """float32 products in float32 (no TF32 or bfloat16 in their place), whatever the process has allowed."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cachestore.encoders import _torchvision, sentence_transformers_files
+from cachestore.encoders import _torchvision, hardware, sentence_transformers_files
 from cachestore.encoders.pooling import Head, head_module
 from cachestore.encoders.text_specs import weights_key
 from cachestore.encoders.tokens import Tokenizer, Tokens
@@ -101,7 +101,7 @@ def shared(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
     with _loading:
         if key not in _loaded:
             tokenizer, backbone = _load(spec, directory)
-            _loaded[key] = tokenizer, backbone.requires_grad_(False).eval().to(device())
+            _loaded[key] = tokenizer, backbone.requires_grad_(False).eval().to(hardware.device())
         return _loaded[key]
 
 
@@ -139,11 +139,6 @@ def layer_of(spec: Mapping[str, Json]) -> int | None:
     """The hidden layer that is pooled; None is the last."""
     layer = spec.get("layer")
     return None if layer is None else int(layer)  # type: ignore[arg-type]
-
-
-def device() -> str:
-    """Where encoders run here."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _load(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
