@@ -311,7 +311,8 @@ def test_a_digest_is_remembered_the_first_time(store, tmp_path, monkeypatch):
     assert store.digest(path) == first
 
 
-def test_a_dropped_shard_leaves_its_keys_to_another_that_holds_them(tmp_path):
+def two_shards_of_the_same_keys_less_the_first(tmp_path):
+    """A store from which a shard was deleted that held the keys of another as well; returns its number, those keys and their vectors."""
     encoder = CountingEncoder()
     names = keys(fingerprint(encoder.spec), [b"a", b"b"])
     vectors = encoder.encode([b"a", b"b"]).astype(np.float16)
@@ -320,6 +321,11 @@ def test_a_dropped_shard_leaves_its_keys_to_another_that_holds_them(tmp_path):
         store.put(encoder.spec, names[::-1], vectors[::-1])
         victim = store.index.shards()[number].name
     layout.content_path(tmp_path / "store", shard.FOLDER, victim, shard.SUFFIX).unlink()
+    return number, names, vectors
+
+
+def test_a_dropped_shard_leaves_its_keys_to_another_that_holds_them(tmp_path):
+    _, _, vectors = two_shards_of_the_same_keys_less_the_first(tmp_path)
     with open_store(tmp_path / "store") as store:
         with store.writing():
             assert store.settled()
@@ -444,14 +450,7 @@ def test_users_of_a_group_share_a_store(open_folder):
 
 
 def test_a_shard_that_is_gone_leaves_its_keys_to_another_in_one_step(tmp_path, monkeypatch):
-    encoder = CountingEncoder()
-    names = keys(fingerprint(encoder.spec), [b"a", b"b"])
-    vectors = encoder.encode([b"a", b"b"]).astype(np.float16)
-    with open_store(tmp_path / "store") as store, store.writing():
-        number, _ = store.put(encoder.spec, names, vectors)
-        store.put(encoder.spec, names[::-1], vectors[::-1])
-        victim = store.index.shards()[number].name
-    layout.content_path(tmp_path / "store", shard.FOLDER, victim, shard.SUFFIX).unlink()
+    number, names, vectors = two_shards_of_the_same_keys_less_the_first(tmp_path)
     child = os.fork()
     if child == 0:
         write = Index._write
