@@ -15,9 +15,10 @@ from cachestore import errors
 from cachestore.encoders.image_settings import ImageTransformerSettings, TorchvisionSettings
 from cachestore.encoders.spec import TYPES, HashingSettings, ImportedSettings, TextSettings
 from cli.app import app
-from trainer import feature_schema, schema
+from trainer import schema
 from trainer.combiners import ConcatCombiner
 from trainer.layers import DecoderLayers
+from trainer.schema import inputs, outputs, preparation, training
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(
@@ -56,13 +57,20 @@ def test_every_marked_block_is_recognised() -> None:
 
 
 SECTIONS = (
-    *(feature_schema.TextInput, feature_schema.CategoryInput, feature_schema.TextPreprocessing),
-    *(feature_schema.NumberPreprocessing, feature_schema.CategoryPreprocessing, feature_schema.BinaryPreprocessing),
-    *(feature_schema.CategoryOutput, feature_schema.BinaryOutput, feature_schema.NumberOutput),
-    *(feature_schema.DenseCategory, HashingSettings, ImportedSettings, TextSettings, ConcatCombiner, DecoderLayers),
-    *(TorchvisionSettings, ImageTransformerSettings, feature_schema.ImageInput, feature_schema.ImagePreprocessing),
-    *(schema.TrainerConfig, schema.Scheduler, schema.AdamW, schema.SGD, schema.RandomSplit, schema.FixedSplit),
-    *(schema.Config, schema.Preprocessing),
+    *(inputs.TextInput, inputs.CategoryInput, inputs.TextPreprocessing),
+    *(inputs.NumberPreprocessing, inputs.CategoryPreprocessing, inputs.BinaryPreprocessing),
+    *(outputs.CategoryOutput, outputs.BinaryOutput, outputs.NumberOutput),
+    *(inputs.DenseCategory, HashingSettings, ImportedSettings, TextSettings, ConcatCombiner, DecoderLayers),
+    *(TorchvisionSettings, ImageTransformerSettings, inputs.ImageInput, inputs.ImagePreprocessing),
+    *(
+        training.TrainerConfig,
+        training.Scheduler,
+        training.AdamW,
+        training.SGD,
+        preparation.RandomSplit,
+        preparation.FixedSplit,
+    ),
+    *(schema.Config, preparation.Preprocessing),
 )
 
 

@@ -20,13 +20,13 @@ from trainer.assemble import State, build_model, default_device
 from trainer.batches import CachedBatches
 from trainer.config import load_config
 from trainer.events import Clock, Listener
-from trainer.feature_schema import BinaryOutput, CategoryOutput, OutputFeature
 from trainer.features import FittedBinary, FittedCategory, fitted_from_json
 from trainer.features.read import Table
 from trainer.model import Model
 from trainer.record import Evaluation, Predictions, Run
 from trainer.rows import Built, Columns, FittedText
 from trainer.schema import Config
+from trainer.schema.outputs import BinaryOutput, CategoryOutput, OutputFeature
 
 
 def evaluate(run: Run | str | Path, data: Any, store: Store, *, progress: Listener | None = None) -> Evaluation:

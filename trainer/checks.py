@@ -9,7 +9,8 @@ from cachestore.errors import nearest
 from trainer.decoders import BinaryDecoder, Classifier, NumberDecoder
 from trainer.feature_sections import Entry
 from trainer.metrics import COMBINED
-from trainer.schema import StratifySplit, TrainerConfig
+from trainer.schema.preparation import StratifySplit
+from trainer.schema.training import TrainerConfig
 
 _METRICS: Final[Mapping[str, tuple[str, ...]]] = {
     "category": Classifier.metric_names,

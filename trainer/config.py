@@ -20,7 +20,9 @@ from trainer.checks import check_columns, check_split, choose_validation
 from trainer.combiners import Combiner
 from trainer.feature_sections import check_defaults, read_features
 from trainer.overrides import apply_override
-from trainer.schema import Backend, Config, Preprocessing, TrainerConfig
+from trainer.schema import Backend, Config
+from trainer.schema.preparation import Preprocessing
+from trainer.schema.training import TrainerConfig
 
 __all__ = ["Config", "load_config"]
 

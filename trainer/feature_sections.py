@@ -14,7 +14,8 @@ from cachestore.errors import ConfigError, nearest
 from cachestore.yaml_source import shown
 from trainer import faults
 from trainer.faults import Fault
-from trainer.feature_schema import InputFeature, OutputFeature, StoredInput
+from trainer.schema.inputs import InputFeature, StoredInput
+from trainer.schema.outputs import OutputFeature
 
 Side: TypeAlias = Literal["input_features", "output_features"]
 

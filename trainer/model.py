@@ -8,7 +8,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trainer.batches import Batch
 from trainer.decoders import DecoderModule
@@ -21,30 +20,6 @@ class Output:
     scores: Mapping[str, Tensor]
     losses: Mapping[str, Tensor]
     loss: Tensor | None
-
-
-class Embedding(nn.Module):
-    """Category index (rows,) → a learnt vector (rows, dim)."""
-
-    def __init__(self, classes: int, dim: int) -> None:
-        super().__init__()
-        self.table = nn.Embedding(classes, dim)
-        nn.init.normal_(self.table.weight, std=dim**-0.5)  # about length 1, as sentence vectors have
-
-    def forward(self, index: Tensor) -> Tensor:
-        vector: Tensor = self.table(index)
-        return vector
-
-
-class OneHot(nn.Module):
-    """Category index (rows,) → (rows, classes), 1 in its column."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.classes = classes
-
-    def forward(self, index: Tensor) -> Tensor:
-        return functional.one_hot(index, self.classes).float()
 
 
 class Model(nn.Module):

@@ -20,10 +20,11 @@ from cachestore.sources import fields, find
 from cachestore.store import Store
 from trainer import features
 from trainer.batches import CachedBatches
-from trainer.feature_schema import CategoryOutput, StoredInput, TextInput
 from trainer.features import Fitted
 from trainer.features.read import Table, read_columns
 from trainer.schema import Config
+from trainer.schema.inputs import StoredInput, TextInput
+from trainer.schema.outputs import CategoryOutput
 from trainer.settled import SettledEncoder
 
 

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cachestore.dataset import Dataset, SkippedCell, open_dataset
-from cachestore.errors import DataError
+from cachestore.dataset import Dataset
 from cachestore.store import Store
-from trainer import checkpoint, loop, pins, rows
+from trainer import checkpoint, loop, pins
 from trainer.apply import evaluate, predict
-from trainer.assemble import State, build_model, build_optimizer, default_device, fit_settings, start_at_means
+from trainer.assemble import build_model, default_device, start_at_means
 from trainer.batches import CachedBatches
 from trainer.config import load_config
 from trainer.events import Clock, Listener
-from trainer.feature_schema import StoredInput
+from trainer.fitting import build_optimizer, fit_settings
 from trainer.loop import EpochDone, Metrics
 from trainer.model import Model
+from trainer.prepare import prepare
 from trainer.record import Evaluation, Predictions, Run, open_run
-from trainer.rows import Built, Columns
-from trainer.schema import Config, RandomSplit
-from trainer.split import split
+from trainer.schema import Config
+from trainer.schema.inputs import StoredInput
+from trainer.schema.preparation import RandomSplit
 
 __all__ = ["Evaluation", "Predictions", "Run", "evaluate", "open_run", "predict", "train"]
-
-SPLITS: Final = ("train", "validation", "test")
-_LEFT_OUT: Final = -1
 
 
 def train(
@@ -59,7 +52,7 @@ def train(
         checkpoint.check_output(Path(output))
 
     sources = {"train": data, "validation": validation, "test": test}
-    prepared = _prepare(config, {name: source for name, source in sources.items() if source is not None}, store, clock)
+    prepared = prepare(config, {name: source for name, source in sources.items() if source is not None}, store, clock)
 
     clock.begin("epochs")
     device = default_device()
@@ -109,89 +102,6 @@ def train(
         checkpoint.write_summary(place.folder, run.to_json())
     pins.release_replaced(store, place, clock)
     return run
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Everything the loop needs of the data, and what is to be told of it."""
-
-    opened: Mapping[str, Dataset]
-    batches: Mapping[str, CachedBatches]
-    states: Mapping[str, State]
-    built: Mapping[str, Built]
-    dropped: Mapping[str, int]
-    left_out: int
-    skipped: int
-    skipped_cells: tuple[SkippedCell, ...]
-
-
-def _prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clock) -> _Prepared:
-    """Read the files (by split), build their texts and gather all rows; faults in cells are found before anything is encoded."""
-    clock.begin("read")
-    opened = {name: open_dataset(source) for name, source in sources.items()}
-    chosen = config.preprocessing.split
-    split_column = getattr(chosen, "column", None)
-    tables = {
-        name: rows.read(config, dataset, targets=True, extra=[split_column] if split_column and name == "train" else [])
-        for name, dataset in opened.items()
-    }
-    where = opened["train"].label
-    count = len(tables["train"].reasons)
-    parts = np.zeros(count, np.int8)
-    if chosen is not None:
-        parts = split(
-            chosen,
-            tables["train"].columns.get(split_column or ""),
-            count,
-            config.random_seed,
-            where,
-            used=tables["train"].usable,
-        ).copy()
-    for name in ("validation", "test"):
-        if name in sources:
-            parts[parts == SPLITS.index(name)] = _LEFT_OUT
-    left_out = int((parts == _LEFT_OUT).sum())
-    if left_out:
-        clock.say(
-            f"{left_out} rows of {where} are left out: the split puts them into a part that has a file of its own."
-        )
-    learnt_from = (parts == 0) & tables["train"].usable
-    fitted = rows.fit(config, tables["train"], learnt_from, where)
-    columns = {
-        name: rows.transform(config, fitted, tables[name], dataset.label, targets=True)
-        for name, dataset in opened.items()
-    }
-
-    clock.begin("build")
-    built = {
-        name: rows.build_texts(config, dataset, store, progress=clock.building(dataset.label))
-        for name, dataset in opened.items()
-    }
-
-    clock.begin("gather")
-    gathered = {name: rows.gather(build, store) for name, build in built.items()}
-    texts = rows.fit_texts(gathered["train"], learnt_from)
-    joined = {
-        name: rows.join(config, columns[name], gathered[name], texts, dataset.label) for name, dataset in opened.items()
-    }
-    batches = {name: joined["train"].select(parts == place) for place, name in enumerate(SPLITS)}
-    for name in ("validation", "test"):
-        if name in sources:
-            batches[name] = joined[name].select(np.ones(len(joined[name].drop), np.bool_))
-    dropped = _dropped(joined, parts)
-    _require_rows(batches, opened, dropped)
-    return _Prepared(
-        opened=opened,
-        batches=batches,
-        states={**fitted, **texts},
-        built=built,
-        dropped=dropped,
-        left_out=left_out,
-        skipped=sum(tables[name].skipped + built[name].skipped for name in opened),
-        skipped_cells=tuple(
-            cell for name in opened for cell in (*tables[name].skipped_cells, *built[name].skipped_cells)
-        ),
-    )
 
 
 def _with_models_placed(config: Config) -> Config:
@@ -245,26 +155,6 @@ def _fit(
         best["test"] = loop.evaluate(model, batches["test"], settings.eval_batch_size, settings.mixed_precision)
         checkpoint.append_metrics(folder, {"epoch": done.best_epoch, "split": "test", "metrics": best["test"]})
     return done, best
-
-
-def _dropped(joined: Mapping[str, Columns], parts: NDArray[np.int8]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for name, columns in joined.items():
-        for reason, count in columns.dropped(parts != _LEFT_OUT if name == "train" else None).items():
-            total[reason] = total.get(reason, 0) + count
-    return total
-
-
-def _require_rows(
-    batches: Mapping[str, CachedBatches], opened: Mapping[str, Dataset], dropped: Mapping[str, int]
-) -> None:
-    for name, dataset in opened.items():
-        least = 2 if name == "train" else 1
-        if batches[name].rows < least:
-            raise DataError(
-                f"{dataset.label} leaves {batches[name].rows} rows for {name}, and it takes at least {least}. "
-                f"Dropped: {rows.reasons(dropped)}."
-            )
 
 
 def _stem(dataset: Dataset) -> str:

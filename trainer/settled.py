@@ -13,7 +13,7 @@ from cachestore.encoders import Encoded, template_of
 from cachestore.errors import EncoderError
 from cachestore.keys import Json, fingerprint
 from cachestore.store import Store
-from trainer.feature_schema import StoredInput
+from trainer.schema.inputs import StoredInput
 
 
 @final

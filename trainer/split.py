@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cachestore.errors import DataError
 from trainer.features import cells as c
-from trainer.schema import FixedSplit, HashSplit, RandomSplit, SplitConfig, StratifySplit
+from trainer.schema.preparation import FixedSplit, HashSplit, RandomSplit, SplitConfig, StratifySplit
 
 Shares: TypeAlias = tuple[float, float, float]
 

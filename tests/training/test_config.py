@@ -17,8 +17,10 @@ from cachestore.encoders.spec import HashingSettings, TextSettings
 from cachestore.errors import ConfigError, UsageError
 from trainer import ludwig
 from trainer.config import Config, load_config
-from trainer.feature_schema import BinaryOutput, CategoryInput, CategoryOutput, NumberInput, NumberOutput, TextInput
-from trainer.schema import SGD, AdamW, FixedSplit, RandomSplit
+from trainer.schema.inputs import CategoryInput, NumberInput, TextInput
+from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput
+from trainer.schema.preparation import FixedSplit, RandomSplit
+from trainer.schema.training import SGD, AdamW
 
 TEXT: dict[str, Any] = {"name": "review", "type": "text", "encoder": {"type": "hashing", "dim": 64}}
 TARGET: dict[str, Any] = {"name": "sentiment", "type": "category"}

@@ -19,22 +19,24 @@ from numpy.typing import NDArray
 from cachestore.dataset import KEPT_SKIPPED, open_dataset
 from cachestore.errors import DataError
 from trainer import features
-from trainer.feature_schema import (
-    BinaryInput,
-    BinaryOutput,
-    BinaryPreprocessing,
-    BinaryTargetPreprocessing,
-    CategoryInput,
-    CategoryOutput,
-    CategoryPreprocessing,
-    CategoryTargetPreprocessing,
-    NumberInput,
-    NumberOutput,
-    NumberPreprocessing,
-    NumberTargetPreprocessing,
-)
 from trainer.features import Column, Fitted, FittedBinary, FittedCategory, FittedNumber
 from trainer.features.read import read_columns
+from trainer.schema.inputs import (
+    BinaryInput,
+    BinaryPreprocessing,
+    CategoryInput,
+    CategoryPreprocessing,
+    NumberInput,
+    NumberPreprocessing,
+)
+from trainer.schema.outputs import (
+    BinaryOutput,
+    BinaryTargetPreprocessing,
+    CategoryOutput,
+    CategoryTargetPreprocessing,
+    NumberOutput,
+    NumberTargetPreprocessing,
+)
 
 
 def marked(rows: int, train: Sequence[int] | None) -> NDArray[np.bool_]:
@@ -479,8 +481,8 @@ def test_features_and_splits_load_no_pandas() -> None:
 import sys, numpy as np
 from trainer import features, split
 from trainer.features.cells import strings
-from trainer.feature_schema import BinaryInput, CategoryInput, NumberInput
-from trainer.schema import HashSplit, StratifySplit
+from trainer.schema.inputs import BinaryInput, CategoryInput, NumberInput
+from trainer.schema.preparation import HashSplit, StratifySplit
 train = np.ones(3, bool)
 for feature, cells in ((NumberInput(name="x"), ["1", "nan", None]), (CategoryInput(name="x"), ["a", "b", None]),
                        (BinaryInput(name="x"), ["yes", "no", ""])):

@@ -20,9 +20,10 @@ from trainer.decoders import (
     NumberRegressor,
     SoftmaxCrossEntropy,
 )
+from trainer.encoders import Embedding, OneHot
 from trainer.layers import FcLayerSettings
 from trainer.metrics import DIRECTIONS
-from trainer.model import Embedding, Model, OneHot
+from trainer.model import Model
 
 
 def test_every_input_reaches_the_combiner_in_order_with_its_indicator() -> None:

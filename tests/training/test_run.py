@@ -28,7 +28,7 @@ from tests.store import tiny_models
 from trainer import checkpoint, evaluate, load_config, open_run, predict, train
 from trainer.events import Building, EpochDone, Event, Notice, PhaseBegun
 from trainer.run import Run
-from trainer.schema import RandomSplit
+from trainer.schema.preparation import RandomSplit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = {

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachestore.errors import DataError
-from trainer.schema import FixedSplit, HashSplit, RandomSplit, StratifySplit
+from trainer.schema.preparation import FixedSplit, HashSplit, RandomSplit, StratifySplit
 from trainer.split import split
 
 SHARES = (0.7, 0.1, 0.2)

@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.feature_schema import BinaryInput, BinaryOutput, CategoryInput, CategoryOutput, NumberInput, NumberOutput
 from trainer.features import binary, category, number
 from trainer.features.binary import FittedBinary
 from trainer.features.category import FittedCategory
 from trainer.features.cells import Column as ArrowColumn
 from trainer.features.number import FittedNumber
+from trainer.schema.inputs import BinaryInput, CategoryInput, NumberInput
+from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput
 
 __all__ = [
     "Column",

@@ -11,9 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cachestore.errors import DataError, nearest
-from trainer.feature_schema import BinaryInput, BinaryOutput
 from trainer.features import cells as c
 from trainer.features.filling import fill
+from trainer.schema.inputs import BinaryInput
+from trainer.schema.outputs import BinaryOutput
 
 TRUE: Final = ("true", "t", "yes", "y", "1", "1.0")  # in any case
 FALSE: Final = ("false", "f", "no", "n", "0", "0.0")

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cachestore.errors import DataError, nearest
-from trainer.feature_schema import CategoryInput, CategoryOutput
 from trainer.features import cells as c
 from trainer.features.filling import fill
+from trainer.schema.inputs import CategoryInput
+from trainer.schema.outputs import CategoryOutput
 
 UNKNOWN: Final = "<UNK>"
 _SHOWN: Final = 10

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachestore.errors import DataError
-from trainer.feature_schema import Normalization, NumberInput, NumberOutput
 from trainer.features import cells as c
 from trainer.features.filling import fill
+from trainer.schema.inputs import Normalization, NumberInput
+from trainer.schema.outputs import NumberOutput
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
 

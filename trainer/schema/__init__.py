@@ -1,0 +1,44 @@
+"""What a config is made of: one frozen class per section, with Ludwig's names, meanings and defaults.
+
+Combiners, decoders and encoders have their settings beside their modules. ``trainer.config`` reads YAML into these.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from trainer.combiners import Combiner, ConcatCombiner
+from trainer.frozen import Frozen
+from trainer.schema.inputs import InputFeature
+from trainer.schema.outputs import OutputFeature
+from trainer.schema.preparation import Preprocessing
+from trainer.schema.training import TrainerConfig
+
+
+class Backend(Frozen):
+    """Where training runs."""
+
+    type: Literal["local"] = "local"
+
+
+class Config(Frozen):
+    """A whole experiment. Made by ``trainer.config.load_config``, which also checks what no single section can know."""
+
+    input_features: tuple[InputFeature, ...] = Field(min_length=1)
+    output_features: tuple[OutputFeature, ...] = Field(min_length=1)
+    combiner: Combiner = ConcatCombiner()
+    trainer: TrainerConfig = TrainerConfig()
+    preprocessing: Preprocessing = Preprocessing()
+    backend: Backend = Backend()
+    random_seed: NonNegativeInt = 42
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain mappings and lists, every default written out; ``load_config`` reads them back to an equal config."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON Schema of a resolved config, for editors."""
+        return cls.model_json_schema()
