@@ -7,12 +7,13 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.frozen import Frozen
 
 Activation: TypeAlias = Literal["relu", "gelu", "tanh", "sigmoid", "elu", "leakyRelu"]
 Norm: TypeAlias = Literal["layer", "batch"]
-Dropout: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
+DropoutRate: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
 LossWeight: TypeAlias = Annotated[float, Field(ge=0.0)]
 Positive: TypeAlias = Annotated[float, Field(gt=0.0)]
 
@@ -31,7 +32,7 @@ class FcLayer(Frozen):
 
     output_size: PositiveInt = 256
     activation: Activation = "relu"
-    dropout: Dropout = 0.0
+    dropout: DropoutRate = 0.0
     norm: Norm | None = None
 
 
@@ -40,7 +41,7 @@ class FcLayerSettings(Frozen):
 
     output_size: PositiveInt | None = None
     activation: Activation | None = None
-    dropout: Dropout | None = None
+    dropout: DropoutRate | None = None
     norm: Norm | None = None
 
     def resolve(self, around: FcLayer) -> FcLayer:
@@ -55,7 +56,7 @@ class DecoderLayers(Frozen):
     fc_output_size: PositiveInt = 256
     fc_activation: Activation = "relu"
     fc_norm: Norm | None = None
-    fc_dropout: Dropout = 0.0
+    fc_dropout: DropoutRate = 0.0
 
     def layers(self) -> tuple[FcLayer, ...]:
         """The stack itself, every setting resolved."""
@@ -63,6 +64,20 @@ class DecoderLayers(Frozen):
             output_size=self.fc_output_size, activation=self.fc_activation, dropout=self.fc_dropout, norm=self.fc_norm
         )
         return (layer,) * self.num_fc_layers
+
+
+class Dropout(nn.Module):
+    """Zeroes each value with probability ``rate`` while training and scales the rest by 1 / (1 - rate).
+
+    The one place where a model draws random numbers: from torch's global generator, exactly as ``nn.Dropout`` does.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, values: Tensor) -> Tensor:
+        return functional.dropout(values, self.rate, self.training)
 
 
 class FullyConnected(nn.Module):
@@ -78,7 +93,7 @@ class FullyConnected(nn.Module):
                 modules.append(nn.LayerNorm(dim) if layer.norm == "layer" else nn.BatchNorm1d(dim))
             modules.append(_ACTIVATIONS[layer.activation]())
             if layer.dropout > 0:
-                modules.append(nn.Dropout(layer.dropout))
+                modules.append(Dropout(layer.dropout))
         self.dim = dim
         self.layers = nn.Sequential(*modules)
 

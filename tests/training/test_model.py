@@ -21,7 +21,7 @@ from trainer.decoders import (
     SoftmaxCrossEntropy,
 )
 from trainer.encoders import Embedding, OneHot
-from trainer.layers import FcLayerSettings
+from trainer.layers import Dropout, FcLayerSettings
 from trainer.metrics import DIRECTIONS
 from trainer.model import Model
 
@@ -176,3 +176,13 @@ def test_every_decoder_keeps_the_interface(decoder: nn.Module) -> None:
     assert set(decoder.metric_names) <= DIRECTIONS.keys()  # type: ignore[arg-type]
     assert all(math.isfinite(value) for value in metrics.values())
     assert len(decoder.predict(scores.detach())) == rows  # type: ignore[operator]
+
+
+def test_dropout_draws_exactly_as_torchs_does() -> None:
+    values = torch.randn(7, 5)
+    for training in (True, False):
+        outcomes = []
+        for module in (Dropout(0.3), nn.Dropout(0.3)):
+            torch.manual_seed(5)
+            outcomes.append(module.train(training)(values))
+        assert torch.equal(*outcomes)

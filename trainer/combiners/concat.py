@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from trainer.frozen import Frozen
-from trainer.layers import Activation, Dropout, FcLayer, FcLayerSettings, FullyConnected, Norm
+from trainer.layers import Activation, DropoutRate, FcLayer, FcLayerSettings, FullyConnected, Norm
 
 
 class ConcatCombiner(Frozen):
@@ -20,7 +20,7 @@ class ConcatCombiner(Frozen):
     num_fc_layers: NonNegativeInt = 0
     output_size: PositiveInt = 256
     activation: Activation = "relu"
-    dropout: Dropout = 0.0
+    dropout: DropoutRate = 0.0
     norm: Norm | None = None
     fc_layers: tuple[FcLayerSettings, ...] | None = None
 
