@@ -26,10 +26,14 @@ _LEFT_OUT: Final = -1
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything the loop needs of the data, and what is to be told of it."""
+    """Everything the loop needs of the data, and what is to be told of it.
+
+    ``held_out``: for validation and test, where they have rows, the dataset of ``opened`` and the rows of it, int64 (rows,).
+    """
 
     opened: Mapping[str, Dataset]
     batches: Mapping[str, CachedBatches]
+    held_out: Mapping[str, tuple[str, NDArray[np.int64]]]
     states: Mapping[str, State]
     built: Mapping[str, Built]
     dropped: Mapping[str, int]
@@ -91,11 +95,18 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     for name in ("validation", "test"):
         if name in sources:
             batches[name] = joined[name].select(np.ones(len(joined[name].drop), np.bool_))
+    held_out = {}
+    for place, name in enumerate(SPLITS[1:], 1):
+        own = name in sources
+        usable = joined[name].drop == "" if own else (joined["train"].drop == "") & (parts == place)
+        if usable.any():
+            held_out[name] = (name if own else "train", np.flatnonzero(usable))
     dropped = _dropped(joined, parts)
     _require_rows(batches, opened, dropped)
     return Prepared(
         opened=opened,
         batches=batches,
+        held_out=held_out,
         states={**fitted, **texts},
         built=built,
         dropped=dropped,
