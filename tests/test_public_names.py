@@ -11,7 +11,7 @@ from cli.app import app
 
 NAMES = {
     "cachestore": {"Encoder", "Manifest", "Store", "build", "errors", "open_store"},
-    "trainer": {"evaluate", "load_config", "open_run", "predict", "train"},
+    "trainer": {"Run", "evaluate", "load_config", "predict", "train"},
     "cli": set(),
 }
 EVERYWHERE = {"--store", "--json", "--quiet", "-q", "--help"}

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from trainer.config import load_config
-from trainer.run import evaluate, open_run, predict, train
+from trainer.run import Run, evaluate, predict, train
 
-__all__ = ["evaluate", "load_config", "open_run", "predict", "train"]
+__all__ = ["Run", "evaluate", "load_config", "predict", "train"]

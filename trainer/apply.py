@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,13 @@ from trainer.events import Clock, Listener
 from trainer.features import FittedBinary, FittedCategory, fitted_from_json
 from trainer.features.read import Table
 from trainer.model import Model
-from trainer.record import Evaluation, Predictions, Run
+from trainer.record import Evaluation, Predictions
 from trainer.rows import Built, Columns, FittedText
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput, OutputFeature
 
 
-def evaluate(run: Run | str | Path, data: Any, store: Store, *, progress: Listener | None = None) -> Evaluation:
+def evaluate(run: str | os.PathLike[str], data: Any, store: Store, *, progress: Listener | None = None) -> Evaluation:
     """Metrics of a run on data that has its output columns. Texts the store lacks are encoded and kept."""
     use = _use(run, data, store, targets=True, progress=progress)
     if use.batches.rows == 0:
@@ -39,7 +40,7 @@ def evaluate(run: Run | str | Path, data: Any, store: Store, *, progress: Listen
     return Evaluation(metrics, use.batches.rows, use.columns.dropped(), **use.counts())
 
 
-def predict(run: Run | str | Path, data: Any, store: Store, *, progress: Listener | None = None) -> Predictions:
+def predict(run: str | os.PathLike[str], data: Any, store: Store, *, progress: Listener | None = None) -> Predictions:
     """What a run predicts of data, which needs only its input columns. Texts the store lacks are encoded and kept."""
     use = _use(run, data, store, targets=False, progress=progress)
     predicted = use.columns.drop == ""
@@ -80,8 +81,8 @@ class _Use:
         }
 
 
-def _use(run: Run | str | Path, data: Any, store: Store, *, targets: bool, progress: Listener | None) -> _Use:
-    path = run.path if isinstance(run, Run) else Path(run)
+def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool, progress: Listener | None) -> _Use:
+    path = Path(run)
     clock = Clock(progress)
     clock.begin("read")
     description = checkpoint.read_model(path)

@@ -1,56 +1,16 @@
-"""What a run tells when it is done."""
+"""What a run that is put to use tells: its metrics on data, and what it predicts of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachestore.dataset import SkippedCell
-from cachestore.errors import DamageError
-from trainer import checkpoint
 from trainer.loop import Metrics
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, as its summary.json has it.
-
-    ``metrics``: split → output feature → metric, of the weights that were kept; those of "train" are of the best epoch.
-    ``validation_field`` and ``validation_metric`` chose ``best_epoch`` where there were validation rows; else it is the last.
-    ``rows``: rows used, by split. ``dropped``: rows not used, by reason. ``skipped``: cells that are there and could not be
-    read or encoded, of all files. ``encoded``, ``hits``: cells of text columns that were computed, and found in the store.
-    ``manifests`` and ``references``: by split, what its data is in the store, by id and by name, as in ``reviews@3``.
-    ``seconds``: by phase.
-    """
-
-    path: Path
-    metrics: Mapping[str, Metrics]
-    epochs: int
-    best_epoch: int
-    learning_rate: float
-    batch_size: int
-    validation_field: str
-    validation_metric: str
-    rows: Mapping[str, int]
-    dropped: Mapping[str, int]
-    left_out: int
-    skipped: int
-    encoded: int
-    hits: int
-    manifests: Mapping[str, list[str]]
-    seconds: Mapping[str, float]
-    skipped_cells: tuple[SkippedCell, ...] = ()
-    references: Mapping[str, list[str]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file; ``run`` is the path."""
-        found = asdict(self)
-        return checkpoint.plain({"run": str(found.pop("path")), **found})  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -84,14 +44,3 @@ class Predictions:
     hits: int
     seconds: Mapping[str, float]
     skipped_cells: tuple[SkippedCell, ...] = ()
-
-
-def open_run(path: str | Path) -> Run:
-    """A finished run from its directory. Raises UsageError when there is none."""
-    summary = checkpoint.read_summary(Path(path))
-    try:
-        cells = tuple(SkippedCell(**cell) for cell in summary.pop("skipped_cells"))
-        del summary["run"]  # where it was written; it may have moved
-        return Run(path=Path(path), skipped_cells=cells, **summary)
-    except (KeyError, TypeError) as error:
-        raise DamageError(f"{Path(path) / checkpoint.SUMMARY} is damaged ({error}). Train again.") from error

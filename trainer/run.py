@@ -18,18 +18,19 @@ from trainer.fitting import build_optimizer, fit_settings
 from trainer.loop import EpochDone, Metrics
 from trainer.model import Model
 from trainer.prepare import prepare
-from trainer.record import Evaluation, Predictions, Run, open_run
+from trainer.record import Evaluation, Predictions
+from trainer.runs import Run, StoreLike, opened
 from trainer.schema import Config
 from trainer.schema.inputs import StoredInput
 from trainer.schema.preparation import RandomSplit
 
-__all__ = ["Evaluation", "Predictions", "Run", "evaluate", "open_run", "predict", "train"]
+__all__ = ["Evaluation", "Predictions", "Run", "evaluate", "predict", "train"]
 
 
 def train(
     config: Config | Mapping[str, Any] | str | Path,
     data: Any,
-    store: Store,
+    store: StoreLike = None,
     *,
     validation: Any = None,
     test: Any = None,
@@ -41,18 +42,27 @@ def train(
     Texts the store lacks are encoded first. With ``validation`` or ``test``, ``data`` is used whole for training unless the
     config sets a split; rows it puts into a part that a file provides are left out. Without either and without a split in
     the config, rows are split at random, 0.7, 0.1 and 0.2. A run at ``output`` is replaced when the new one is finished.
-    The run pins what it is trained on in the store, where the store may be written.
+    The run pins what it is trained on in the store, where the store may be written. ``store``: an open one, or the path of one
+    that is opened and closed again; by default that of the commands.
     """
-    config = _with_models_placed(config if isinstance(config, Config) else load_config(config))
-    if config.preprocessing.split is None and validation is None and test is None:
+    config = config if isinstance(config, Config) else load_config(config)
+    sources = {"train": data, "validation": validation, "test": test}
+    given = {name: source for name, source in sources.items() if source is not None}
+    with opened(store) as there:
+        return _train(_with_models_placed(config), given, there, None if output is None else Path(output), progress)
+
+
+def _train(
+    config: Config, sources: Mapping[str, Any], store: Store, output: Path | None, progress: Listener | None
+) -> Run:
+    if config.preprocessing.split is None and len(sources) == 1:
         preprocessing = config.preprocessing.model_copy(update={"split": RandomSplit()})
         config = config.model_copy(update={"preprocessing": preprocessing})
     clock = Clock(progress)
     if output is not None:
-        checkpoint.check_output(Path(output))
+        checkpoint.check_output(output)
 
-    sources = {"train": data, "validation": validation, "test": test}
-    prepared = prepare(config, {name: source for name, source in sources.items() if source is not None}, store, clock)
+    prepared = prepare(config, sources, store, clock)
 
     clock.begin("epochs")
     device = default_device()
@@ -66,7 +76,7 @@ def train(
     manifests = {name: build.manifests for name, build in prepared.built.items()}
     versions = pins.data_versions(store, prepared.built)
     with (
-        checkpoint.new_run(None if output is None else Path(output), _stem(prepared.opened["train"])) as place,
+        checkpoint.new_run(output, _stem(prepared.opened["train"])) as place,
         pins.pinned(store, place, manifests, clock),
     ):
         checkpoint.write_config(place.folder, config.resolved())
@@ -98,6 +108,7 @@ def train(
             seconds=clock.end(),
             skipped_cells=prepared.skipped_cells,
             references=versions,
+            store=str(store.root),
         )
         checkpoint.write_summary(place.folder, run.to_json())
     pins.release_replaced(store, place, clock)

@@ -15,9 +15,8 @@ from cachestore import references
 from cachestore.errors import StoreError, StoreLocked
 from cachestore.manifest import FORGOTTEN, MISSING, SKIPPED
 from cachestore.store import Store
-from trainer import evaluate, load_config, open_run, predict, rows, train
+from trainer import Run, evaluate, load_config, predict, rows, train
 from trainer.events import Event, Notice, PhaseBegun
-from trainer.record import Run
 
 CONFIG = {
     "input_features": [{"name": "text", "type": "text", "encoder": {"type": "hashing", "dim": 16}}],
@@ -51,7 +50,7 @@ def test_a_run_pins_what_it_was_trained_on_and_names_its_versions(tmp_path: Path
     train(CONFIG, write(tmp_path / "reviews.csv", 30), store, output=tmp_path / "older")
     run = train(CONFIG, write(data, 40), store, test=test, output=tmp_path / "run")
     assert run.references == {"train": ["reviews@2"], "test": ["test@1"]}
-    assert open_run(run.path).references == run.references
+    assert Run.load(run.path).references == run.references
     assert len(references.pins(store.root)) == 2
     pin = references.read_pin(store.root, mark(run))
     assert pin is not None
@@ -118,7 +117,7 @@ def test_a_run_without_an_id_is_replaced_and_read(store: Store, data: Path, tmp_
         content = json.loads((old.path / name).read_text())
         del content[field]
         (old.path / name).write_text(json.dumps(content))
-    assert open_run(old.path).references == {}
+    assert Run.load(old.path).references == {}
     assert evaluate(old.path, data, store).rows == 40
     new = train(CONFIG, data, store, output=tmp_path / "run")
     assert mark(new) in [pin.run for pin in references.pins(store.root)]
@@ -173,7 +172,7 @@ def test_the_pin_of_a_replaced_run_that_cannot_be_dropped_is_told_and_the_new_ru
     said: list[Event] = []
     run = train(CONFIG, data, store, output=tmp_path / "run", progress=said.append)
     assert [event for event in said if isinstance(event, Notice) and "stays pinned" in event.text]
-    assert open_run(run.path).epochs == 1
+    assert Run.load(run.path).epochs == 1
     assert [pin.missing() for pin in references.pins(store.root)].count(True) == 1
 
 

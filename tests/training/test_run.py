@@ -25,9 +25,9 @@ from cachestore.errors import (
 )
 from cachestore.store import Store, open_store
 from tests.store import tiny_models
-from trainer import checkpoint, evaluate, load_config, open_run, predict, train
+from trainer import checkpoint, evaluate, load_config, predict, train
 from trainer.events import Building, EpochDone, Event, Notice, PhaseBegun
-from trainer.run import Run
+from trainer.runs import Run
 from trainer.schema.preparation import RandomSplit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -261,7 +261,7 @@ def test_rows_whose_table_cells_are_not_utf8_are_skipped_and_teach_nothing(tmp_p
         "plan: skipped": 2
     }
     assert sum(run.rows.values()) == 233
-    assert open_run(run.path).to_json() == run.to_json()
+    assert Run.load(run.path).to_json() == run.to_json()
 
     kept = [row for number, row in enumerate(rows) if number not in broken]
     clean = train(chosen, write(tmp_path / "kept.csv", kept), store, output=tmp_path / "clean")
@@ -321,12 +321,12 @@ def test_a_model_named_by_a_relative_path_is_found_from_another_place(
 
 def test_a_run_opens_as_it_was_told(tmp_path: Path, store: Store, data: Path) -> None:
     run = train(config(), data, store, output=tmp_path / "run")
-    assert open_run(run.path).to_json() == run.to_json()
+    assert Run.load(run.path).to_json() == run.to_json()
     kept = load_config(run.path / "config.yaml")
     assert kept.preprocessing.split == RandomSplit()  # what was used is written out
     assert kept == load_config({**config(), "preprocessing": {"split": {"type": "random"}}})
     with pytest.raises(UsageError, match="There is no run at"):
-        open_run(tmp_path / "absent")
+        Run.load(tmp_path / "absent")
 
 
 def test_files_given_for_validation_and_test_leave_the_data_whole(tmp_path: Path, store: Store, data: Path) -> None:
@@ -510,7 +510,7 @@ def test_a_rerun_that_does_not_finish_leaves_the_finished_run(
     assert len(seen) == 2  # metrics of both were on disk while it ran
     again = train(config(random_seed=1), data, store, output=run.path)
     assert again.path == run.path
-    assert open_run(run.path).to_json() == again.to_json()
+    assert Run.load(run.path).to_json() == again.to_json()
     assert list((tmp_path / "runs").iterdir()) == [run.path]
 
 
