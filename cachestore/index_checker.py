@@ -1,14 +1,14 @@
-"""LMDB's own checker run on the file of an index, as a program of its own: ``python index_checker.py FOLDER check|keys|hold``.
+"""LMDB's own checker run on the file of an index, as a program of its own: ``python index_checker.py FOLDER check|keys|pages|hold``.
 
-Writes each problem on a line to stderr, and ends with 3 when there are any; any other code but 0 tells nothing of the file.
+Writes each problem on a line to stderr, and ends with 3 when there are any; any other code but 0 and 4 tells nothing of the file.
 ``keys`` writes the nodes of the database ``keys`` to stdout as well, in their order, 48 bytes each: 8 of header, the key, shard
 number and row. LMDB itself never opens the file. ``hold`` does, and holds a snapshot until its stdin ends: its pages are not
 reused meanwhile.
 
-The checker is pure Python and looks at every node by itself. Leaves that hold nothing but keys with their places are collected
-and looked at many at a time with NumPy here; a batch in which anything is otherwise, and all else, is the checker's. That goes
-into its private class: where an lmdb has another one, its public function checks the file, and LMDB reads the keys of one that
-is sound.
+The checker is pure Python and looks at every node by itself. With ``pages`` it does not look into the leaves of ``keys``, and
+writes them to stdout as they are: they are for the caller to check, many at a time. It ends with 4 where it meets anything but
+plain pages. That goes into its private class: where an lmdb has another one, ``pages`` always ends with 4, its public function
+checks the file, and LMDB reads the keys of one that is sound.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ _verify: Any = lmdb_verify  # which has no types
 _DATABASE = "main/keys"
 _NODE = struct.Struct("<HHHH32s8s")
 _HEAD = _NODE.pack(8, 0, 0, 32, bytes(32), bytes(8))[:8]  # a value of 8 bytes, no flags, a key of 32
-_HEAD_NUMBER = int.from_bytes(_HEAD, sys.byteorder)
 _OUT_BYTES = 1 << 20
 _BRANCH, _LEAF = b"\x01\x00", b"\x02\x00"  # flags of a page
-_BATCH, _FEW = 1024, 64  # pages
-_PROBLEMS = 3  # Python itself ends with 1 and 2
+_PAGE = 4096
+_PROBLEMS, _ODD = 3, 4  # Python itself ends with 1 and 2
 _PRIVATE: Any = getattr(_verify, "_Verifier", object)
 _HOOKS = {
     "__init__": ("self", "f", "filesize"),
@@ -44,73 +43,40 @@ _HOOKS = {
 }
 
 
-class Checker(_PRIVATE):  # type: ignore[misc]
-    """The checker, with a way around its slowest part. ``out`` is where nodes go, if anywhere."""
+class Odd(Exception):
+    """The database ``keys`` has pages that are to be looked at one by one."""
 
-    def __init__(self, file: BinaryIO, size: int, out: BinaryIO | None) -> None:
+
+class Checker(_PRIVATE):  # type: ignore[misc]
+    """The checker, with a way around its slowest part.
+
+    ``out`` is where nodes of ``keys`` go, if anywhere; with ``pages``, its leaves as they are, which it does not look into then.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, out: BinaryIO | None, *, pages: bool = False) -> None:
         super().__init__(file, size)
         self.out = out
-        self._leaves: list[tuple[int, bytes]] = []
+        self.pages = pages
 
     def _read_at(self, off: int, n: int) -> bytes:
         return os.pread(self.f.fileno(), n, off)
 
     def _walk_page(self, ctx: dict[str, Any], pgno: int, depth: int) -> None:
-        if ctx["name"] != _DATABASE or self.hdrsz != 16:
+        if not self.pages or ctx["name"] != _DATABASE or self.full:
             super()._walk_page(ctx, pgno, depth)
             return
-        page = None if self.full or depth == 1 else self.read_page(pgno)
-        if page is not None and page[:8] == pgno.to_bytes(8, "little") and page[10:12] == _LEAF:
-            if self._mark_live(pgno, f"{_DATABASE} DB"):
-                ctx["maxdepth"] = max(ctx["maxdepth"], depth)
-                ctx["leaf"] += 1
-                self._leaves.append((pgno, page))
-                if len(self._leaves) >= _BATCH:
-                    self._take(ctx)
-            return
-        if page is None or page[10:12] != _BRANCH:
-            self._take(ctx)  # keys are looked at in their order
-        super()._walk_page(ctx, pgno, depth)
-        if depth == 1:
-            self._take(ctx)
-
-    def _take(self, ctx: dict[str, Any]) -> None:
-        """Look at the leaves collected so far."""
-        leaves, self._leaves = self._leaves, []
-        if len(leaves) < _FEW or not self._plain(ctx, [page for _, page in leaves]):
-            for pgno, page in leaves:
-                self._walk_leaf(ctx, pgno, page)
-
-    def _plain(self, ctx: dict[str, Any], pages: list[bytes]) -> bool:
-        """Take pages whose nodes are all keys with their places, in order; False for any other, of which nothing is taken."""
-        import numpy as np  # takes longer than to look at a few pages without it
-
-        data = np.frombuffer(b"".join(pages), np.uint8)
-        words = data.view("<u2").reshape(len(pages), -1)
-        lower, upper = words[:, 6].astype(np.int64), words[:, 7].astype(np.int64)
-        count = (lower - 16) >> 1
-        if (count < 1).any() or (lower > upper).any() or (upper > self.psize).any():
-            return False
-        used = np.arange(count.max()) < count[:, None]
-        places = words[:, 8 : 8 + used.shape[1]].astype(np.int64)[used]
-        if (places < np.repeat(upper, count)).any() or (places + _NODE.size > self.psize).any():
-            return False
-        starts = places + np.repeat(np.arange(len(pages)) * self.psize, count)
-        nodes = np.lib.stride_tricks.sliding_window_view(data, _NODE.size)[starts]
-        if (np.ascontiguousarray(nodes[:, :8]).view("=u8") != _HEAD_NUMBER).any():
-            return False
-        first_bytes = np.ascontiguousarray(nodes[:, 8:16]).view(">u8").ravel()
-        for at in np.flatnonzero(first_bytes[1:] <= first_bytes[:-1]).tolist():
-            if nodes[at, 8:40].tobytes() >= nodes[at + 1, 8:40].tobytes():
-                return False
-        last = ctx["last_key"]
-        if last is not None and nodes[0, 8:40].tobytes() <= last:
-            return False
-        ctx["last_key"] = nodes[-1, 8:40].tobytes()
-        ctx["entries"] += len(nodes)
-        if self.out:
-            self.out.write(nodes.tobytes())
-        return True
+        page = self.read_page(pgno)
+        if page is None or self.hdrsz != 16 or len(page) != _PAGE or page[:8] != pgno.to_bytes(8, "little"):
+            raise Odd
+        if page[10:12] == _BRANCH:
+            super()._walk_page(ctx, pgno, depth)
+        elif page[10:12] != _LEAF or self.out is None:
+            raise Odd
+        elif self._mark_live(pgno, f"{_DATABASE} DB"):
+            ctx["maxdepth"] = max(ctx["maxdepth"], depth)
+            ctx["leaf"] += 1
+            ctx["entries"] += (int.from_bytes(page[12:14], "little") - 16) >> 1
+            self.out.write(page)
 
     def _leaf_value(
         self,
@@ -125,7 +91,7 @@ class Checker(_PRIVATE):  # type: ignore[misc]
         key: bytes,
     ) -> None:
         super()._leaf_value(ctx, pgno, i, buf, o, nflags, ksize, dsize, key)
-        if ctx["name"] == _DATABASE:
+        if ctx["name"] == _DATABASE and not self.pages:
             node = buf[o : o + _NODE.size]
             if (nflags, ksize, dsize) != (0, 32, 8) or len(node) != _NODE.size:
                 self.err(f"{_DATABASE} DB: page {pgno} node {i} is not a key of 32 bytes with a place of 8")
@@ -140,8 +106,15 @@ def main(folder: str, action: str) -> int:
     try:
         # whole blocks, also where Python is told not to buffer: a write for each page would take as long as to check it
         with io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "w", closefd=False), _OUT_BYTES) as stdout:
-            out = stdout if action == "keys" else None
-            problems = check(folder, out) if _has_hooks() else _check_plainly(folder, out)
+            out = None if action == "check" else stdout
+            if _has_hooks():
+                problems = check(folder, out, pages=action == "pages")
+            elif action == "pages":
+                return _ODD
+            else:
+                problems = _check_plainly(folder, out)
+    except Odd:
+        return _ODD
     except _verify.VerifyError as error:
         problems = [str(error)]
     except OSError as error:
@@ -152,10 +125,10 @@ def main(folder: str, action: str) -> int:
     return _PROBLEMS if problems else 0
 
 
-def check(folder: str, out: BinaryIO | None) -> list[str]:
-    """The problems of a file, its nodes to ``out``. Raises lmdb.verify.VerifyError and OSError."""
+def check(folder: str, out: BinaryIO | None, *, pages: bool = False) -> list[str]:
+    """The problems of a file, its nodes or leaves to ``out``. Raises lmdb.verify.VerifyError, OSError, and Odd with ``pages``."""
     with open(os.path.join(folder, "data.mdb"), "rb") as file:
-        problems: list[str] = Checker(file, os.fstat(file.fileno()).st_size, out).verify()
+        problems: list[str] = Checker(file, os.fstat(file.fileno()).st_size, out, pages=pages).verify()
         return problems
 
 

@@ -197,10 +197,15 @@ def _checked_here(
 ) -> Iterator[SimpleNamespace]:
     """The checker of the index in this process, which is spared an interpreter's start: it never opens the file by LMDB."""
     found = io.BytesIO()
+    problems: list[str] = []
+    code = 0
     with (folder / "data.mdb").open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            problems = index_checker.Checker(file, size, found if action == "keys" else None).verify()
+            to = None if action == "check" else found
+            problems = index_checker.Checker(file, size, to, pages=action == "pages").verify()
+        except index_checker.Odd:
+            code = index_file.ODD
         except lmdb.verify.VerifyError as error:
             problems = [str(error)]
     if not isinstance(out, int):
@@ -208,7 +213,7 @@ def _checked_here(
     if not isinstance(errors, int):
         errors.write("\n".join(problems).encode())
     found.seek(0)
-    yield SimpleNamespace(stdout=found, wait=lambda: index_file.PROBLEMS if problems else 0)
+    yield SimpleNamespace(stdout=found, wait=lambda: code or (index_file.PROBLEMS if problems else 0))
 
 
 def placed(folder: str, mode: Literal["r", "w"] = "r") -> dict[str, str]:

@@ -512,6 +512,32 @@ def test_an_index_larger_than_a_part_is_taken_part_by_part(store, monkeypatch):
     assert kinds(store.verify().damage) == {"index", "vector"}
 
 
+def test_an_index_is_checked_by_whole_pages_as_node_by_node(store, tmp_path, monkeypatch):
+    keys = [Key(bytes([at % 256, at // 256]) * 16) for at in range(3000)]
+    for start in range(0, len(keys), 500):
+        raw_shard(store, np.zeros((500, store.encoder.dim), np.float16), keys[start : start + 500])
+    folder = store.root / "index"
+    slow = index_file._by_nodes(folder, True)
+    quick = index_file._by_pages(folder, True)
+    assert quick is not None
+    assert quick[:2] == slow[:2] == (0, [])
+    assert np.concatenate(quick[2]).tobytes() == np.concatenate(slow[2]).tobytes()
+    monkeypatch.setattr(index_file, "_BY_PAGES", 0)
+    monkeypatch.setattr(index_file, "_PAGES", 4)
+    for kept in (1 << 30, 0):
+        monkeypatch.setattr(index_file, "_KEPT_BYTES", kept)
+        found = np.concatenate(list(index_file.examine(folder, keys=True).blocks()))
+        assert found.tobytes() == np.concatenate(slow[2]).tobytes()
+    # an odd node near the end: the pages before it are not told twice
+    monkeypatch.setattr(index_file, "_KEPT_BYTES", 1 << 30)
+    lmdb_write(store, b"keys", lambda txn: txn.put(b"\xff" * 32, b"odd"))
+    assert index_file._by_pages(folder, True) is None
+    problems = index_file.examine(folder, keys=True).problems
+    assert "is not a key of 32 bytes with a place of 8" in " ".join(problems)
+    read = np.concatenate(list(index_file.Examined(folder, [], None).blocks()))
+    assert read["key"].tobytes() == np.concatenate(slow[2])["key"].tobytes()
+
+
 def test_a_key_in_two_shards_is_no_damage(store):
     keys = [Key(key) for key in shard.open_shard(store.root, store.shards()[0].stem).keys[:3].tolist()]
     raw_shard(store, shard.open_shard(store.root, store.shards()[0].stem).vectors[:3], keys)
