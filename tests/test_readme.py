@@ -18,7 +18,7 @@ from cli.app import app
 from trainer import schema
 from trainer.combiners import ConcatCombiner
 from trainer.layers import DecoderLayers
-from trainer.schema import inputs, outputs, preparation, training
+from trainer.schema import inputs, outputs, preparation, preprocessing, training
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(
@@ -57,11 +57,11 @@ def test_every_marked_block_is_recognised() -> None:
 
 
 SECTIONS = (
-    *(inputs.TextInput, inputs.CategoryInput, inputs.TextPreprocessing),
-    *(inputs.NumberPreprocessing, inputs.CategoryPreprocessing, inputs.BinaryPreprocessing),
+    *(inputs.TextInput, inputs.CategoryInput, preprocessing.TextPreprocessing),
+    *(preprocessing.NumberPreprocessing, preprocessing.CategoryPreprocessing, preprocessing.BinaryPreprocessing),
     *(outputs.CategoryOutput, outputs.BinaryOutput, outputs.NumberOutput),
     *(inputs.DenseCategory, HashingSettings, ImportedSettings, TextSettings, ConcatCombiner, DecoderLayers),
-    *(TorchvisionSettings, ImageTransformerSettings, inputs.ImageInput, inputs.ImagePreprocessing),
+    *(TorchvisionSettings, ImageTransformerSettings, inputs.ImageInput, preprocessing.ImagePreprocessing),
     *(
         training.TrainerConfig,
         training.Scheduler,

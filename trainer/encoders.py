@@ -5,12 +5,25 @@ Stored vectors, numbers and truth values pass as they are.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.features import Fitted, FittedCategory
+from trainer.features import Fitted, FittedCategory, FittedSet, FittedVector
+from trainer.layers import FullyConnected
 from trainer.rows import FittedText
-from trainer.schema.inputs import CategoryInput, InputFeature
+from trainer.schema.inputs import (
+    CategoryInput,
+    DenseCategory,
+    DenseVector,
+    EmbedSet,
+    InputFeature,
+    OnehotCategory,
+    OnehotSet,
+    PassthroughVector,
+    SetInput,
+    VectorInput,
+)
 
 
 class Embedding(nn.Module):
@@ -37,19 +50,44 @@ class OneHot(nn.Module):
         return functional.one_hot(index, self.classes).float()
 
 
+class MultiHot(nn.Module):
+    """The items of a set, (rows, vocabulary) 0 and 1 of any dtype → the same as float32."""
+
+    def forward(self, items: Tensor) -> Tensor:
+        return items.float()
+
+
+class EmbeddingSum(nn.Module):
+    """The items of a set, (rows, vocabulary) 0 and 1 of any dtype → the sum (rows, dim) of their learnt vectors."""
+
+    def __init__(self, vocabulary: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(vocabulary, dim))
+        nn.init.normal_(self.table, std=dim**-0.5)
+
+    def forward(self, items: Tensor) -> Tensor:
+        return items.float() @ self.table
+
+
 def input_encoder(feature: InputFeature, state: Fitted | FittedText) -> tuple[nn.Module, int]:
     """The module of an input with fresh weights, and the width of the vector it gives."""
     match feature, state:
         case _, FittedText(dim=dim):
             return nn.Identity(), dim
-        case CategoryInput(), FittedCategory(vocabulary=vocabulary):
-            return _category(feature, len(vocabulary))
+        case CategoryInput(encoder=OnehotCategory()), FittedCategory(vocabulary=vocabulary):
+            return OneHot(len(vocabulary)), len(vocabulary)
+        case CategoryInput(encoder=DenseCategory(embedding_size=size)), FittedCategory(vocabulary=vocabulary):
+            dim = min(size, len(vocabulary))
+            return Embedding(len(vocabulary), dim), dim
+        case SetInput(encoder=OnehotSet()), FittedSet(vocabulary=vocabulary):
+            return MultiHot(), len(vocabulary)
+        case SetInput(encoder=EmbedSet(embedding_size=size)), FittedSet(vocabulary=vocabulary):
+            dim = min(size, len(vocabulary))
+            return EmbeddingSum(len(vocabulary), dim), dim
+        case VectorInput(encoder=DenseVector() as encoder), FittedVector(dim=width):
+            stack = FullyConnected(width, encoder.layers())
+            return stack, stack.dim
+        case VectorInput(encoder=PassthroughVector()), FittedVector(dim=width):
+            return nn.Identity(), width
         case _:
             return nn.Identity(), 1
-
-
-def _category(feature: CategoryInput, classes: int) -> tuple[nn.Module, int]:
-    if feature.encoder.type == "onehot":
-        return OneHot(classes), classes
-    dim = min(feature.encoder.embedding_size, classes)
-    return Embedding(classes, dim), dim

@@ -153,8 +153,8 @@ def transform(
     for feature in config.input_features:
         if not isinstance(feature, StoredInput):
             column = features.transform_input(feature, states[feature.name], table.columns[feature.column], where)
-            narrow = feature.type != "category"
-            inputs[feature.name] = column.values[:, None] if narrow else column.values
+            one = column.values.ndim == 1 and feature.type != "category"
+            inputs[feature.name] = column.values[:, None] if one else column.values
             drop = _mark(drop, ~column.keep, f"{feature.column}: missing")
     for output in config.output_features if targets else ():
         cells = table.columns[output.column]

@@ -19,16 +19,9 @@ from numpy.typing import NDArray
 from cachestore.dataset import KEPT_SKIPPED, open_dataset
 from cachestore.errors import DataError
 from trainer import features
-from trainer.features import Column, Fitted, FittedBinary, FittedCategory, FittedNumber
+from trainer.features import Filled, Fitted, FittedBinary, FittedCategory, FittedNumber
 from trainer.features.read import read_columns
-from trainer.schema.inputs import (
-    BinaryInput,
-    BinaryPreprocessing,
-    CategoryInput,
-    CategoryPreprocessing,
-    NumberInput,
-    NumberPreprocessing,
-)
+from trainer.schema.inputs import BinaryInput, CategoryInput, NumberInput
 from trainer.schema.outputs import (
     BinaryOutput,
     BinaryTargetPreprocessing,
@@ -37,6 +30,7 @@ from trainer.schema.outputs import (
     NumberOutput,
     NumberTargetPreprocessing,
 )
+from trainer.schema.preprocessing import BinaryPreprocessing, CategoryPreprocessing, NumberPreprocessing
 
 
 def marked(rows: int, train: Sequence[int] | None) -> NDArray[np.bool_]:
@@ -45,7 +39,7 @@ def marked(rows: int, train: Sequence[int] | None) -> NDArray[np.bool_]:
     return mask
 
 
-def learnt(feature: Any, cells: Any, train: Sequence[int] | None = None) -> tuple[Fitted, Column]:
+def learnt(feature: Any, cells: Any, train: Sequence[int] | None = None) -> tuple[Fitted, Filled]:
     """The state and every row, with the state taken through JSON on the way."""
     column = cells if isinstance(cells, pa.Array | pa.ChunkedArray) else pa.array(cells)
     output = isinstance(feature, NumberOutput | CategoryOutput | BinaryOutput)

@@ -1,31 +1,35 @@
 """Features of a table: cells → arrays. What a type learns from the training rows is its state, plain enough for JSON.
 
-Text does not pass here: its vectors come from the store.
+Text and images do not pass here: their vectors come from the store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.features import binary, category, number
+from trainer.features import binary, category, number, sets, vectors
 from trainer.features.binary import FittedBinary
 from trainer.features.category import FittedCategory
-from trainer.features.cells import Column as ArrowColumn
+from trainer.features.cells import Column
+from trainer.features.filling import Filled
 from trainer.features.number import FittedNumber
-from trainer.schema.inputs import BinaryInput, CategoryInput, NumberInput
+from trainer.features.sets import FittedSet
+from trainer.features.vectors import FittedVector
+from trainer.schema.inputs import BinaryInput, CategoryInput, NumberInput, SetInput, VectorInput
 from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput
 
 __all__ = [
-    "Column",
+    "Filled",
     "Fitted",
     "FittedBinary",
     "FittedCategory",
     "FittedNumber",
+    "FittedSet",
+    "FittedVector",
     "fit_input",
     "fit_output",
     "fitted_from_json",
@@ -33,20 +37,12 @@ __all__ = [
     "transform_output",
 ]
 
-Fitted: TypeAlias = FittedNumber | FittedCategory | FittedBinary
-TableInput: TypeAlias = NumberInput | CategoryInput | BinaryInput
+Fitted: TypeAlias = FittedNumber | FittedCategory | FittedBinary | FittedSet | FittedVector
+TableInput: TypeAlias = NumberInput | CategoryInput | BinaryInput | SetInput | VectorInput
 Output: TypeAlias = CategoryOutput | BinaryOutput | NumberOutput
 
 
-@dataclass(frozen=True)
-class Column:
-    """``values`` (rows,): int64 places of a category, float32 numbers, float32 0 and 1; ``keep`` (rows,): not to drop."""
-
-    values: NDArray[Any]
-    keep: NDArray[np.bool_]
-
-
-def fit_input(feature: TableInput, cells: ArrowColumn, train: NDArray[np.bool_], where: str) -> Fitted:
+def fit_input(feature: TableInput, cells: Column, train: NDArray[np.bool_], where: str) -> Fitted:
     """What ``feature`` learns from the rows that ``train`` (rows,) marks; ``where`` names the data in messages.
 
     Raises DataError naming column and row when a cell is not what the feature's type takes.
@@ -58,21 +54,29 @@ def fit_input(feature: TableInput, cells: ArrowColumn, train: NDArray[np.bool_],
             return category.fit_input(feature, cells, train, where)
         case BinaryInput():
             return binary.fit(feature, cells, train, where, target=False)
+        case SetInput():
+            return sets.fit_input(feature.column, feature.preprocessing, cells, train, where)
+        case VectorInput():
+            return vectors.fit(feature.column, feature.preprocessing, cells, train, where)
 
 
-def transform_input(feature: TableInput, state: Fitted, cells: ArrowColumn, where: str) -> Column:
-    """Every row as the model takes it. Raises DataError as ``fit_input`` does."""
+def transform_input(feature: TableInput, state: Fitted, cells: Column, where: str) -> Filled:
+    """Every row: int64 (rows,) places of a category, float32 (rows,), or (rows, dim). Raises DataError as ``fit_input``."""
     match feature, state:
         case NumberInput(), FittedNumber():
-            return Column(*number.transform(feature, state, cells, where))
+            return number.transform(feature, state, cells, where)
         case CategoryInput(), FittedCategory():
-            return Column(*category.transform_input(feature, state, cells, where))
+            return category.transform_input(feature, state, cells, where)
         case BinaryInput(), FittedBinary():
-            return Column(*binary.transform(feature, state, cells, where))
+            return binary.transform(feature, state, cells, where)
+        case SetInput(), FittedSet():
+            return sets.transform_input(feature.column, feature.preprocessing, state, cells, where)
+        case VectorInput(), FittedVector():
+            return vectors.transform(feature.column, feature.preprocessing, state, cells, where)
     raise TypeError(f"the state of {feature.name!r} is a {type(state).__name__}, which is no {feature.type}'s")
 
 
-def fit_output(feature: Output, cells: ArrowColumn, train: NDArray[np.bool_], where: str) -> Fitted:
+def fit_output(feature: Output, cells: Column, train: NDArray[np.bool_], where: str) -> Fitted:
     """What ``feature`` learns from the training rows. Raises DataError where they hold nothing to learn."""
     match feature:
         case NumberOutput():
@@ -84,19 +88,19 @@ def fit_output(feature: Output, cells: ArrowColumn, train: NDArray[np.bool_], wh
 
 
 def transform_output(
-    feature: Output, state: Fitted, cells: ArrowColumn, where: str, used: NDArray[np.bool_] | None = None
-) -> Column:
+    feature: Output, state: Fitted, cells: Column, where: str, used: NDArray[np.bool_] | None = None
+) -> Filled:
     """Every row's target. Raises DataError as ``fit_output`` does, and for a class that no training row has.
 
     A missing cell is no fault where ``used`` (rows,) is False: its row is not used.
     """
     match feature, state:
         case NumberOutput(), FittedNumber():
-            return Column(*number.transform(feature, state, cells, where))
+            return number.transform(feature, state, cells, where)
         case CategoryOutput(), FittedCategory():
-            return Column(*category.transform_output(feature, state, cells, where, used))
+            return category.transform_output(feature, state, cells, where, used)
         case BinaryOutput(), FittedBinary():
-            return Column(*binary.transform(feature, state, cells, where))
+            return binary.transform(feature, state, cells, where)
     raise TypeError(f"the state of {feature.name!r} is a {type(state).__name__}, which is no {feature.type}'s")
 
 
@@ -109,4 +113,9 @@ def fitted_from_json(value: Mapping[str, Any]) -> Fitted:
             return FittedCategory.from_json(value)
         case "binary":
             return FittedBinary.from_json(value)
+        case "set":
+            return FittedSet.from_json(value)
+        case "vector":
+            return FittedVector.from_json(value)
     raise ValueError(f"{value['type']!r} is no type of a fitted feature")
+

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cachestore.errors import DataError, nearest
 from trainer.features import cells as c
-from trainer.features.filling import fill
+from trainer.features.filling import Filled, fill
 from trainer.schema.inputs import BinaryInput
 from trainer.schema.outputs import BinaryOutput
 
@@ -75,10 +75,8 @@ def fit(
     return FittedBinary(labels, words, stand_in)
 
 
-def transform(
-    feature: BinaryInput | BinaryOutput, state: FittedBinary, cells: c.Column, where: str
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """0 or 1 (rows,) and a mask of the rows to keep. Raises DataError at the first value that means neither."""
+def transform(feature: BinaryInput | BinaryOutput, state: FittedBinary, cells: c.Column, where: str) -> Filled:
+    """float32 (rows,), 0 or 1. Raises DataError at the first value that means neither."""
     text = c.texts(cells, where, feature.column)
     present = c.valid(text)
     known = (*FALSE, *TRUE) if state.words else state.labels
@@ -89,9 +87,8 @@ def transform(
         meant = "a word for true or false, such as yes and no, 1 and 0" if state.words else f"{state.labels[0]!r}"
         either = meant if state.words else f"{meant} or {state.labels[1]!r}"
         c.refuse(where, feature.column, row, f"{c.shown(text[row].as_py())} is not {either}")
-    truth = (places >= len(known) // 2).astype(np.float64)
-    filled, keep = fill(truth, present, feature.preprocessing.missing_value_strategy, state.fill)
-    return filled.astype(np.float32), keep
+    truth = (places >= len(known) // 2).astype(np.float32)
+    return fill(truth, present, feature.preprocessing.missing_value_strategy, state.fill)
 
 
 def _labels(feature: BinaryInput | BinaryOutput, distinct: list[str], where: str) -> tuple[tuple[str, str], bool]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cachestore.errors import DataError, nearest
 from trainer.features import cells as c
-from trainer.features.filling import fill
+from trainer.features.filling import Filled, fill
 from trainer.schema.inputs import CategoryInput
 from trainer.schema.outputs import CategoryOutput
 
@@ -62,10 +62,8 @@ def fit_input(feature: CategoryInput, cells: c.Column, train: NDArray[np.bool_],
     return FittedCategory(vocabulary, stand_in)
 
 
-def transform_input(
-    feature: CategoryInput, state: FittedCategory, cells: c.Column, where: str
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Places in the vocabulary (rows,), 0 for a value it does not hold, and a mask of the rows to keep."""
+def transform_input(feature: CategoryInput, state: FittedCategory, cells: c.Column, where: str) -> Filled:
+    """int64 (rows,): places in the vocabulary, 0 for a value it does not hold."""
     text = _texts(feature, cells, where)
     places = np.maximum(c.indices(text, state.vocabulary), 0)
     return fill(places, c.valid(text), feature.preprocessing.missing_value_strategy, state.fill)
@@ -89,8 +87,8 @@ def fit_output(feature: CategoryOutput, cells: c.Column, train: NDArray[np.bool_
 
 def transform_output(
     feature: CategoryOutput, state: FittedCategory, cells: c.Column, where: str, used: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Class indices (rows,) and a mask of the rows to keep. Raises DataError at the first class not seen in training."""
+) -> Filled:
+    """int64 (rows,): class indices. Raises DataError at the first class not seen in training."""
     preprocessing = feature.preprocessing
     text = c.texts(cells, where, feature.column)
     present = c.valid(text)

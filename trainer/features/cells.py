@@ -31,10 +31,11 @@ def shown(cell: str) -> str:
     return repr(cell if len(cell) <= _SHOWN else cell[: _SHOWN - 1] + "…")
 
 
-def numbers(cells: Column, where: str, column: str) -> NDArray[np.float64]:
+def numbers(cells: Column, where: str, column: str, *, finite: bool = True) -> NDArray[np.float64]:
     """(rows,), NaN where the cell is missing: null, blank, NaN, or one of ``MISSING_NUMBERS``.
 
-    Text is rounded to the nearest float64. Raises DataError at the first cell that is no finite number.
+    Text is rounded to the nearest float64. Raises DataError at the first cell that is no number, or, with ``finite``, no
+    finite one.
     """
     array = plain(cells)
     kind = array.type
@@ -47,7 +48,7 @@ def numbers(cells: Column, where: str, column: str) -> NDArray[np.float64]:
     else:
         raise DataError(f"{where}, column {column!r} has type {kind}, not numbers; convert it or leave it out")
     infinite = np.isinf(values)
-    if infinite.any():
+    if finite and infinite.any():
         row = int(infinite.argmax())
         refuse(where, column, row, f"{shown(str(array[row].as_py()))} is not a finite number")
     return values
@@ -94,6 +95,17 @@ def is_text(kind: pa.DataType) -> bool:
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     data = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
     return bool(text or data or pa.types.is_binary_view(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether each cell is a list of values."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def lengths(array: pa.Array) -> NDArray[np.int64]:
+    """(rows,) how many values the list of each row has; a missing one has none."""
+    counts = pc.list_value_length(array)
+    return np.where(valid(counts), values(counts), 0).astype(np.int64)
 
 
 def valid(array: pa.Array) -> NDArray[np.bool_]:
@@ -163,7 +175,8 @@ def _written(value: np.floating[Any]) -> str | None:
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else str(value)
 
 
-def _true(array: pa.BooleanArray) -> NDArray[np.bool_]:
+def true(array: pa.BooleanArray) -> NDArray[np.bool_]:
+    """(rows,) True where ``array`` is true, and not null."""
     return values(array.cast(pa.uint8())).astype(np.bool_) & valid(array)
 
 
@@ -175,9 +188,9 @@ def _floats(array: pa.Array) -> NDArray[np.float64]:
 
 
 def _parsed(array: pa.StringArray, where: str, column: str) -> NDArray[np.float64]:
-    other = valid(array) & ~_true(pc.match_substring_regex(array, NUMBER))
+    other = valid(array) & ~true(pc.match_substring_regex(array, NUMBER))
     if other.any():
-        wrong = other & ~_true(pc.is_in(pc.utf8_lower(array), value_set=strings(MISSING_NUMBERS)))
+        wrong = other & ~true(pc.is_in(pc.utf8_lower(array), value_set=strings(MISSING_NUMBERS)))
         if wrong.any():
             row = int(wrong.argmax())
             why = "is not a number; correct it, or empty it if missing"

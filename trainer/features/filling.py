@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Value = TypeVar("Value", np.float64, np.int64)
+
+@dataclass(frozen=True)
+class Filled:
+    """``values`` (rows,) or (rows, dim) with every cell filled. ``keep`` (rows,): not to drop. ``missing`` (rows,): filled."""
+
+    values: NDArray[Any]
+    keep: NDArray[np.bool_]
+    missing: NDArray[np.bool_]
 
 
 def fill(
-    values: NDArray[Value], present: NDArray[np.bool_], strategy: str, stand_in: float | None
-) -> tuple[NDArray[Value], NDArray[np.bool_]]:
-    """Values (rows,) with every cell filled, and a mask (rows,) of the rows to keep.
+    values: NDArray[Any], present: NDArray[np.bool_], strategy: str, stand_in: float | NDArray[Any] | None
+) -> Filled:
+    """``values`` (rows,) or (rows, dim), in their own dtype, with every cell filled that is not ``present`` (rows,).
 
     ``bfill`` and ``ffill`` take the next or the last cell that is there, in dataset order; at the end without one, the
-    nearest on the other side. ``stand_in`` is used by the other strategies, and by those two where no cell is there.
+    nearest on the other side. ``stand_in``, a value or (dim,), is used by the other strategies, and by those two where no
+    cell is there.
     """
+    everywhere = np.ones(len(values), np.bool_)
     if present.all():
-        return values, present
+        return Filled(values, everywhere, ~everywhere)
+    there = present if values.ndim == 1 else present[:, None]
     if strategy == "drop_row":
-        return np.where(present, values, 0).astype(values.dtype), present
+        return Filled(np.where(there, values, 0).astype(values.dtype, copy=False), present, ~present)
     if strategy in ("bfill", "ffill") and present.any():
         filled = values[_nearest(present, forward=strategy == "ffill")]
     else:
         if stand_in is None:
             raise ValueError(f"{strategy} has nothing to fill with")
-        filled = np.where(present, values, stand_in).astype(values.dtype)
-    return filled, np.ones(len(values), np.bool_)
+        filled = np.where(there, values, stand_in).astype(values.dtype, copy=False)
+    return Filled(filled, everywhere, ~present)
 
 
 def _nearest(present: NDArray[np.bool_], *, forward: bool) -> NDArray[np.int64]:

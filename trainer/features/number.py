@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, final
 
 import numpy as np
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from cachestore.errors import DataError
 from trainer.features import cells as c
-from trainer.features.filling import fill
-from trainer.schema.inputs import Normalization, NumberInput
+from trainer.features.filling import Filled, fill
+from trainer.schema.inputs import NumberInput
 from trainer.schema.outputs import NumberOutput
+from trainer.schema.preprocessing import Normalization
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
@@ -79,20 +80,18 @@ def fit(
     return FittedNumber(normalization, shift, scale, stand_in)
 
 
-def transform(
-    feature: NumberInput | NumberOutput, state: FittedNumber, cells: c.Column, where: str
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Values (rows,) and a mask of the rows to keep. Raises DataError at the first cell that is no number."""
+def transform(feature: NumberInput | NumberOutput, state: FittedNumber, cells: c.Column, where: str) -> Filled:
+    """float32 (rows,). Raises DataError at the first cell that is no number."""
     numbers = _numbers(feature, cells, where)
     if state.normalization == "log1p":
         _check_log1p(numbers, where, feature.column)
-    filled, keep = fill(numbers, ~np.isnan(numbers), feature.preprocessing.missing_value_strategy, state.fill)
+    filled = fill(numbers, ~np.isnan(numbers), feature.preprocessing.missing_value_strategy, state.fill)
     with np.errstate(over="ignore"):  # looked for in the next line
-        values = state.normalize(filled).astype(np.float32)
+        values = state.normalize(filled.values).astype(np.float32)
     if not np.isfinite(values).all():
         row = int((~np.isfinite(values)).argmax())
         c.refuse(where, feature.column, row, f"{numbers[row]:g} is too large for a 32-bit float")
-    return values, keep
+    return replace(filled, values=values)
 
 
 def _numbers(feature: NumberInput | NumberOutput, cells: c.Column, where: str) -> NDArray[np.float64]:

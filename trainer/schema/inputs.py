@@ -1,72 +1,30 @@
 """What an input feature of a config is made of: one frozen class per type, with Ludwig's names and defaults.
 
-The settings of encoders of text and images stand with those.
+How cells are read stands in ``trainer.schema.preprocessing``, the settings of encoders of text and images with those.
+An input that is not ``active`` is checked, and then left out.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field, PositiveInt, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PositiveInt
 
 from cachestore.encoders.image_settings import ImageSettings
 from cachestore.encoders.spec import Settings as EncoderSettings
 from trainer.frozen import Frozen
+from trainer.layers import Activation, DropoutRate, FcLayer, Norm
 from trainer.schema.names import Column, Name
-
-Normalization: TypeAlias = Literal["zscore", "minmax", "log1p"]
-
-
-class TextPreprocessing(Frozen):
-    """``indicator``: an empty cell is a zero vector and an indicator input says so, which Ludwig has not."""
-
-    cache_encoder_embeddings: bool | None = None
-    missing_value_strategy: Literal["indicator", "drop_row", "fill_with_const"] = "indicator"
-    fill_value: str | None = None
-
-    @model_validator(mode="after")
-    def _fill_value_given(self) -> TextPreprocessing:
-        if self.missing_value_strategy == "fill_with_const" and self.fill_value is None:
-            raise PydanticCustomError("fill_value", "fill_with_const needs a fill_value, the text to embed instead")
-        return self
-
-
-class ImagePreprocessing(Frozen):
-    """As of text. Size, channels and scale are the encoder's, which knows what its weights were trained on."""
-
-    cache_encoder_embeddings: bool | None = None
-    missing_value_strategy: Literal["indicator", "drop_row"] = "indicator"
-
-
-class NumberPreprocessing(Frozen):
-    """Of a number input."""
-
-    normalization: Normalization | None = "zscore"
-    missing_value_strategy: Literal[
-        "fill_with_const", "fill_with_mean", "fill_with_mode", "bfill", "ffill", "drop_row"
-    ] = "fill_with_const"
-    fill_value: float = 0.0
-
-
-class CategoryPreprocessing(Frozen):
-    """Of a category input; values beyond the ``most_common``, and those first seen later, are ``<UNK>``."""
-
-    missing_value_strategy: Literal["fill_with_const", "fill_with_mode", "bfill", "ffill", "drop_row"] = (
-        "fill_with_const"
-    )
-    fill_value: str = "<UNK>"
-    most_common: PositiveInt = 10_000
-    lowercase: bool = False
-
-
-class BinaryPreprocessing(Frozen):
-    """Of a binary input; ``fallback_true_label`` says which of two unusual values means true."""
-
-    missing_value_strategy: Literal[
-        "fill_with_false", "fill_with_true", "fill_with_mode", "bfill", "ffill", "drop_row"
-    ] = "fill_with_false"
-    fallback_true_label: str | None = None
+from trainer.schema.preprocessing import (
+    BinaryPreprocessing,
+    CategoryPreprocessing,
+    DatePreprocessing,
+    ImagePreprocessing,
+    NumberPreprocessing,
+    SetPreprocessing,
+    TextPreprocessing,
+    VectorPreprocessing,
+)
 
 
 class DenseCategory(Frozen):
@@ -77,12 +35,49 @@ class DenseCategory(Frozen):
 
 
 class OnehotCategory(Frozen):
-    """One input per value."""
+    """One input per value; Ludwig's ``sparse`` is the same vectors."""
+
+    type: Literal["onehot", "sparse"] = "onehot"
+
+
+class EmbedSet(Frozen):
+    """An embedding per item, learned; a set is the sum of its items'."""
+
+    type: Literal["embed"] = "embed"
+    embedding_size: PositiveInt = 50
+
+
+class OnehotSet(Frozen):
+    """One input per item, 1 where the set has it."""
 
     type: Literal["onehot"] = "onehot"
 
 
+class DenseVector(Frozen):
+    """Fully connected layers of the vector's own."""
+
+    type: Literal["dense"] = "dense"
+    num_layers: PositiveInt = 1
+    output_size: PositiveInt = 256
+    activation: Activation = "relu"
+    norm: Norm | None = None
+    dropout: DropoutRate = 0.0
+
+    def layers(self) -> tuple[FcLayer, ...]:
+        """The stack itself."""
+        layer = FcLayer(output_size=self.output_size, activation=self.activation, dropout=self.dropout, norm=self.norm)
+        return (layer,) * self.num_layers
+
+
+class PassthroughVector(Frozen):
+    """The vector as it is."""
+
+    type: Literal["passthrough"] = "passthrough"
+
+
 CategoryEncoder: TypeAlias = Annotated[DenseCategory | OnehotCategory, Field(discriminator="type")]
+SetEncoder: TypeAlias = Annotated[EmbedSet | OnehotSet, Field(discriminator="type")]
+VectorEncoder: TypeAlias = Annotated[DenseVector | PassthroughVector, Field(discriminator="type")]
 
 
 class TextInput(Frozen):
@@ -91,6 +86,7 @@ class TextInput(Frozen):
     name: Name
     type: Literal["text"] = "text"
     column: Column
+    active: bool = True
     encoder: EncoderSettings
     preprocessing: TextPreprocessing = TextPreprocessing()
 
@@ -101,6 +97,7 @@ class ImageInput(Frozen):
     name: Name
     type: Literal["image"] = "image"
     column: Column
+    active: bool = True
     encoder: Annotated[ImageSettings, Field(discriminator="type")]
     preprocessing: ImagePreprocessing = ImagePreprocessing()
 
@@ -111,6 +108,7 @@ class NumberInput(Frozen):
     name: Name
     type: Literal["number"] = "number"
     column: Column
+    active: bool = True
     preprocessing: NumberPreprocessing = NumberPreprocessing()
 
 
@@ -120,6 +118,7 @@ class CategoryInput(Frozen):
     name: Name
     type: Literal["category"] = "category"
     column: Column
+    active: bool = True
     encoder: CategoryEncoder = DenseCategory()
     preprocessing: CategoryPreprocessing = CategoryPreprocessing()
 
@@ -130,11 +129,45 @@ class BinaryInput(Frozen):
     name: Name
     type: Literal["binary"] = "binary"
     column: Column
+    active: bool = True
     preprocessing: BinaryPreprocessing = BinaryPreprocessing()
+
+
+class SetInput(Frozen):
+    """Several of many items: a list, or a text that holds them one after another."""
+
+    name: Name
+    type: Literal["set"] = "set"
+    column: Column
+    active: bool = True
+    encoder: SetEncoder = EmbedSet()
+    preprocessing: SetPreprocessing = SetPreprocessing()
+
+
+class VectorInput(Frozen):
+    """As many numbers in every row: a list, or a text that holds them one after another."""
+
+    name: Name
+    type: Literal["vector"] = "vector"
+    column: Column
+    active: bool = True
+    encoder: VectorEncoder = DenseVector()
+    preprocessing: VectorPreprocessing = VectorPreprocessing()
+
+
+class DateInput(Frozen):
+    """A date, with or without a time of day."""
+
+    name: Name
+    type: Literal["date"] = "date"
+    column: Column
+    active: bool = True
+    preprocessing: DatePreprocessing = DatePreprocessing()
 
 
 StoredInput: TypeAlias = TextInput | ImageInput
 """Inputs whose vectors come from the store."""
 InputFeature: TypeAlias = Annotated[
-    TextInput | ImageInput | NumberInput | CategoryInput | BinaryInput, Field(discriminator="type")
+    TextInput | ImageInput | NumberInput | CategoryInput | BinaryInput | SetInput | VectorInput,
+    Field(discriminator="type"),
 ]

@@ -20,8 +20,8 @@ from trainer.decoders import (
     SoftmaxCrossEntropy,
 )
 from trainer.frozen import Frozen
-from trainer.schema.inputs import Normalization
 from trainer.schema.names import Column, Name, Share
+from trainer.schema.preprocessing import Normalization
 
 
 class NumberTargetPreprocessing(Frozen):
