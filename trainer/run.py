@@ -49,7 +49,7 @@ def train(
     sources = {"train": data, "validation": validation, "test": test}
     given = {name: source for name, source in sources.items() if source is not None}
     with opened(store) as there:
-        return _train(_with_models_placed(config), given, there, None if output is None else Path(output), progress)
+        return _train(with_models_placed(config), given, there, None if output is None else Path(output), progress)
 
 
 def _train(
@@ -115,7 +115,7 @@ def _train(
     return run
 
 
-def _with_models_placed(config: Config) -> Config:
+def with_models_placed(config: Config) -> Config:
     """Directories and files of models as absolute paths, so that the run can be used from another working directory."""
     inputs = []
     for feature in config.input_features:
