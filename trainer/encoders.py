@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.features import Fitted, FittedCategory, FittedSet, FittedVector
+from trainer.features import Fitted, FittedCategory, FittedDate, FittedSet, FittedVector
 from trainer.layers import FullyConnected
 from trainer.rows import FittedText
 from trainer.schema.inputs import (
@@ -88,6 +88,8 @@ def input_encoder(feature: InputFeature, state: Fitted | FittedText) -> tuple[nn
             stack = FullyConnected(width, encoder.layers())
             return stack, stack.dim
         case VectorInput(encoder=PassthroughVector()), FittedVector(dim=width):
+            return nn.Identity(), width
+        case _, FittedDate(dim=width):
             return nn.Identity(), width
         case _:
             return nn.Identity(), 1

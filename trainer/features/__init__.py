@@ -11,15 +11,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.features import binary, category, number, sets, vectors
+from trainer.features import binary, category, dates, number, sets, vectors
 from trainer.features.binary import FittedBinary
 from trainer.features.category import FittedCategory
 from trainer.features.cells import Column
+from trainer.features.dates import FittedDate
 from trainer.features.filling import Filled
 from trainer.features.number import FittedNumber
 from trainer.features.sets import FittedSet
 from trainer.features.vectors import FittedVector
-from trainer.schema.inputs import BinaryInput, CategoryInput, NumberInput, SetInput, VectorInput
+from trainer.schema.inputs import BinaryInput, CategoryInput, DateInput, NumberInput, SetInput, VectorInput
 from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Fitted",
     "FittedBinary",
     "FittedCategory",
+    "FittedDate",
     "FittedNumber",
     "FittedSet",
     "FittedVector",
@@ -37,8 +39,8 @@ __all__ = [
     "transform_output",
 ]
 
-Fitted: TypeAlias = FittedNumber | FittedCategory | FittedBinary | FittedSet | FittedVector
-TableInput: TypeAlias = NumberInput | CategoryInput | BinaryInput | SetInput | VectorInput
+Fitted: TypeAlias = FittedNumber | FittedCategory | FittedBinary | FittedSet | FittedVector | FittedDate
+TableInput: TypeAlias = NumberInput | CategoryInput | BinaryInput | SetInput | VectorInput | DateInput
 Output: TypeAlias = CategoryOutput | BinaryOutput | NumberOutput
 
 
@@ -58,6 +60,8 @@ def fit_input(feature: TableInput, cells: Column, train: NDArray[np.bool_], wher
             return sets.fit_input(feature.column, feature.preprocessing, cells, train, where)
         case VectorInput():
             return vectors.fit(feature.column, feature.preprocessing, cells, train, where)
+        case DateInput():
+            return dates.fit(feature.column, feature.preprocessing, cells, train, where)
 
 
 def transform_input(feature: TableInput, state: Fitted, cells: Column, where: str) -> Filled:
@@ -73,6 +77,8 @@ def transform_input(feature: TableInput, state: Fitted, cells: Column, where: st
             return sets.transform_input(feature.column, feature.preprocessing, state, cells, where)
         case VectorInput(), FittedVector():
             return vectors.transform(feature.column, feature.preprocessing, state, cells, where)
+        case DateInput(), FittedDate():
+            return dates.transform(feature.column, feature.preprocessing, state, cells, where)
     raise TypeError(f"the state of {feature.name!r} is a {type(state).__name__}, which is no {feature.type}'s")
 
 
@@ -117,5 +123,6 @@ def fitted_from_json(value: Mapping[str, Any]) -> Fitted:
             return FittedSet.from_json(value)
         case "vector":
             return FittedVector.from_json(value)
+        case "date":
+            return FittedDate.from_json(value)
     raise ValueError(f"{value['type']!r} is no type of a fitted feature")
-

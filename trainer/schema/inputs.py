@@ -168,6 +168,6 @@ class DateInput(Frozen):
 StoredInput: TypeAlias = TextInput | ImageInput
 """Inputs whose vectors come from the store."""
 InputFeature: TypeAlias = Annotated[
-    TextInput | ImageInput | NumberInput | CategoryInput | BinaryInput | SetInput | VectorInput,
+    TextInput | ImageInput | NumberInput | CategoryInput | BinaryInput | SetInput | VectorInput | DateInput,
     Field(discriminator="type"),
 ]

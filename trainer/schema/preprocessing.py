@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+import re
+from typing import Annotated, Final, Literal, TypeAlias
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from trainer.frozen import Frozen
@@ -16,6 +17,8 @@ Normalization: TypeAlias = Literal["zscore", "minmax", "log1p", "iq"]
 Filling: TypeAlias = Literal["fill_with_const", "fill_with_mode", "bfill", "ffill", "drop_row"]
 NumberFilling: TypeAlias = Literal["fill_with_const", "fill_with_mean", "fill_with_mode", "bfill", "ffill", "drop_row"]
 Tokenizer: TypeAlias = Literal["space", "comma", "semicolon", "pipe", "underscore", "untokenized"]
+
+_DIRECTIVES: Final = frozenset("aAwdbBmyYHIpMSfzZjUWcxXGuV%")  # of datetime.strptime
 
 
 class TextPreprocessing(Frozen):
@@ -115,10 +118,22 @@ class VectorTargetPreprocessing(Frozen):
     fill_value: float | str = 0.0
 
 
+def _check_format(value: str) -> str:
+    written = re.findall(r"%(.?)", value)
+    wrong = [letter for letter in written if letter not in _DIRECTIVES]
+    twice = [letter for letter in set(written) - {"%"} if written.count(letter) > 1]
+    if not wrong and not twice and set(written) - {"%"}:
+        return value
+    why = f"%{wrong[0]} is none" if wrong else f"%{min(twice)} is there twice" if twice else "there is none"
+    raise PydanticCustomError(
+        "datetime_format", "must be made of Python's directives, such as %Y-%m-%d %H:%M, and {why}", {"why": why}
+    )
+
+
 class DatePreprocessing(Frozen):
     """Of a date input. ``datetime_format`` is Python's, as in ``%d.%m.%Y``; unset, cells are in ISO 8601."""
 
-    datetime_format: Annotated[str, Field(min_length=1)] | None = None
+    datetime_format: Annotated[str, AfterValidator(_check_format)] | None = None
     missing_value_strategy: Filling = "fill_with_mode"
     fill_value: Annotated[str, Field(min_length=1)] | None = None
     missing_value_indicator: bool = False
