@@ -6,6 +6,8 @@ metrics.jsonl       one object per epoch and split, and one for the test split; 
 model.safetensors   the weights
 model.json          what gives them meaning: the config again, vocabularies, normalisation, encoder specs, manifests
 summary.json        what the run did; written last, so a run that has it is complete
+
+and what ``report`` makes of them: predictions.safetensors and report.json, report.html, plots/ and tensorboard/
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ METRICS: Final = "metrics.jsonl"
 WEIGHTS: Final = "model.safetensors"
 MODEL: Final = "model.json"
 SUMMARY: Final = "summary.json"
-_FILES: Final = (MARK, CONFIG, METRICS, WEIGHTS, MODEL, SUMMARY)
+_OF_REPORTS: Final = ("predictions.safetensors", "report.json", "report.html", "plots", "tensorboard")
+_FILES: Final = (MARK, CONFIG, METRICS, WEIGHTS, MODEL, SUMMARY, *_OF_REPORTS)
 _KIND: Final = "cachestore run"  # others call a file run.json too
 
 

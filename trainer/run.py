@@ -8,7 +8,7 @@ from typing import Any
 
 from cachestore.dataset import Dataset
 from cachestore.store import Store
-from trainer import checkpoint, loop, pins
+from trainer import checkpoint, loop, pins, report
 from trainer.apply import evaluate, predict
 from trainer.assemble import build_model, default_device, start_at_means
 from trainer.batches import CachedBatches
@@ -89,6 +89,7 @@ def _train(
             "manifests": manifests,
         }
         checkpoint.write_model(place.folder, model, description)
+        held_out = report.collect(place.folder, config, model, prepared, batches, store)
         run = Run(
             path=place.path,
             metrics=best,
@@ -112,6 +113,7 @@ def _train(
         )
         checkpoint.write_summary(place.folder, run.to_json())
     pins.release_replaced(store, place, clock)
+    report.write(run.path, held_out, largest=report.LARGEST)
     return run
 
 

@@ -1,0 +1,133 @@
+"""From a trained model in memory to what its run keeps for the report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import cachestore
+from cachestore.dataset import Dataset
+from cachestore.store import Store
+from trainer import loop
+from trainer.assemble import State
+from trainer.batches import CachedBatches
+from trainer.features import FittedBinary, FittedCategory, FittedNumber
+from trainer.model import Model
+from trainer.prepare import SPLITS, Prepared
+from trainer.report import kept
+from trainer.report.kept import Facts, Kept, Outcome, Source
+from trainer.schema import Config
+from trainer.schema.outputs import BinaryOutput, OutputFeature
+
+ROWS: Final = 100_000  # predictions kept; of a larger split, rows at even distances
+_NUMBERS: Final = 1 << 21  # of the probabilities of every class: 4 MB as float16
+_BINS: Final = 30
+
+
+def collect(
+    folder: Path,
+    config: Config,
+    model: Model,
+    prepared: Prepared,
+    batches: Mapping[str, CachedBatches],
+    store: Store,
+) -> Dataset | None:
+    """Write into the run ``folder`` what its report needs: predictions of the test rows, else of the validation rows.
+
+    Returns the data that these rows are of, None where nothing was held out.
+    """
+    split = next((name for name in ("test", "validation") if name in prepared.held_out), None)
+    held = None
+    held_by = None
+    if split is not None:
+        held_by, rows = prepared.held_out[split]
+        step = -(-len(rows) // ROWS)
+        trainer = config.trainer
+        predicted = loop.predict(model, batches[split], trainer.eval_batch_size, trainer.use_mixed_precision)
+        outcomes = {}
+        for output in config.output_features:
+            target = batches[split].targets[output.name].cpu().numpy()[::step]
+            scores = predicted[output.name].numpy()[::step]
+            outcomes[output.name] = _outcome(output, prepared.states[output.name], target, scores)
+        held = Kept(rows[::step], len(rows), outcomes)
+    sources = {
+        name: Source(dataset.label, None if dataset.path is None else str(dataset.path.absolute()), dataset.digest())
+        for name, dataset in prepared.opened.items()
+    }
+    facts = Facts(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        store=str(store.root),
+        sources=sources,
+        split=split,
+        held_by=held_by,
+        targets={output.name: _targets(prepared, batches, output) for output in config.output_features},
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        device=str(next(iter(batches.values())).device),
+        versions={
+            "cachestore": cachestore.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    )
+    kept.write(folder, facts, held)
+    return None if held_by is None else prepared.opened[held_by]
+
+
+def _outcome(output: OutputFeature, state: State, target: NDArray[Any], scores: NDArray[Any]) -> Outcome:
+    match output, state:
+        case BinaryOutput(threshold=threshold), FittedBinary():
+            chosen = scores >= np.float32(threshold)
+            probability = np.where(chosen, scores, 1 - scores)
+            return Outcome(target.astype(np.uint8), chosen.astype(np.uint8), probability, scores)
+        case _, FittedCategory():
+            best = scores.argmax(axis=1)
+            probability = np.take_along_axis(scores, best[:, None], 1)[:, 0]
+            every = scores.astype(np.float16) if scores.size <= _NUMBERS else None
+            return Outcome(target.astype(np.int32), best.astype(np.int32), probability, every)
+        case _, FittedNumber():
+            return Outcome(np.asarray(state.restore(target), np.float32), scores)
+    return Outcome(target, scores)
+
+
+def _targets(
+    prepared: Prepared, batches: Mapping[str, CachedBatches], output: OutputFeature
+) -> dict[str, dict[str, Any]]:
+    """By split, how often each class occurs, or where the numbers lie."""
+    state = prepared.states[output.name]
+    values = {
+        name: batches[name].targets[output.name].cpu().numpy()
+        for name in SPLITS
+        if name in batches and batches[name].rows
+    }
+    match state:
+        case FittedCategory(vocabulary=classes):
+            return {
+                name: {"counts": np.bincount(found, minlength=len(classes)).tolist()} for name, found in values.items()
+            }
+        case FittedBinary():
+            return {name: {"counts": np.bincount(found > 0.5, minlength=2).tolist()} for name, found in values.items()}
+        case FittedNumber():
+            restored = {name: np.asarray(state.restore(found), np.float64) for name, found in values.items()}
+            low = min(float(found.min()) for found in restored.values())
+            high = max(float(found.max()) for found in restored.values())
+            edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+            return {
+                name: {
+                    "mean": float(found.mean()),
+                    "std": float(found.std()),
+                    "min": float(found.min()),
+                    "median": float(np.median(found)),
+                    "max": float(found.max()),
+                    "edges": edges.tolist(),
+                    "counts": np.histogram(found, edges)[0].tolist(),
+                }
+                for name, found in restored.items()
+            }
+    return {}

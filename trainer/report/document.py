@@ -1,0 +1,316 @@
+"""The page of a run, from its files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from cachestore import yaml_source
+from trainer.metrics import COMBINED
+from trainer.report import charts, html
+from trainer.report.charts import spoken
+from trainer.report.files import RunFiles
+from trainer.report.kept import Outcome
+from trainer.report.mistakes import Contents
+from trainer.report.numbers import seconds, short
+
+_PAIRS: Final = 12
+_FEW_CLASSES: Final = 12
+
+
+def document(run: RunFiles, mistakes: Mapping[str, np.ndarray[Any, Any]], contents: Contents) -> str:
+    """The report as HTML. ``mistakes``: by output, places among the kept predictions; ``contents``: what their rows hold."""
+    outputs = run.config["output_features"]
+    sections = [("results", "Results", [_metrics(run)])]
+    if curves := charts.training(run):
+        sections.append(("training", "Training", [html.figures(curves), _training_facts(run)]))
+    for place, output in enumerate(outputs):
+        parts = _output(run, output, mistakes.get(output["name"]), contents)
+        if parts:
+            sections.append((f"output-{place}", f"{output['name']} ({output['type']})", parts))
+    sections.append(("data", "Data", _data(run)))
+    sections.append(("lineage", "Lineage", [html.pairs(_lineage(run))]))
+    config = html.text(yaml_source.dump(dict(run.config)))
+    shown = f"<details><summary>config.yaml, every default written out</summary><pre>{config}</pre></details>"
+    sections.append(("config", "Config", [f'<div class="card">{shown}</div>']))
+    links = "".join(f'<a href="#{anchor}">{html.text(title)}</a>' for anchor, title, _ in sections)
+    names = ", ".join(output["name"] for output in outputs)
+    created = run.facts.created[:16].replace("T", " ") + " UTC" if run.facts else ""
+    head = (
+        f'<header><h1>{html.text(run.name)}</h1><p class="sub">{html.text(" · ".join(filter(None, [f"predicts {names}", created])))}</p>'
+        f'<div class="tiles">{"".join(_tiles(run))}</div><nav>{links}</nav></header>'
+    )
+    body = "".join(html.section(*one) for one in sections)
+    version = run.facts.versions.get("cachestore", "") if run.facts else ""
+    return html.page(
+        f"{run.name}: {names}", [head, f"<main>{body}</main>", f"<footer>cachestore {html.text(version)}</footer>"]
+    )
+
+
+def _tiles(run: RunFiles) -> list[str]:
+    summary, split = run.summary, run.shown_split
+    metrics = summary["metrics"][split]
+    tiles = []
+    outputs = run.config["output_features"]
+    for output in outputs:
+        name = output["name"]
+        steering = summary["validation_metric"] if summary["validation_field"] == name else None
+        for metric in charts.headline(output["type"], metrics[name], steering)[: 4 if len(outputs) == 1 else 2]:
+            label = f"{split} {spoken(metric)}" if len(outputs) == 1 else f"{name}: {split} {spoken(metric)}"
+            tiles.append(html.tile(label, short(metrics[name][metric]), interval(run, split, name, metric)))
+    epochs = summary["epochs"]
+    kept = f"kept: {summary['best_epoch']}" if summary["best_epoch"] != epochs else ""
+    tiles.append(html.tile("epochs", f"{epochs:,}", kept))
+    tiles.append(html.tile("time", seconds(sum(summary["seconds"].values()))))
+    return tiles
+
+
+def interval(run: RunFiles, split: str, output: str, metric: str) -> str:
+    """The 95 % interval of a metric, as ``0.912 to 0.934``; empty where there is none."""
+    found = run.evaluation.get(split, {}).get(output, {}).get("intervals", {}).get(metric)
+    if not found or any(value is None or not math.isfinite(value) for value in found):
+        return ""
+    return f"{short(found[0])} to {short(found[1])}"
+
+
+def _metrics(run: RunFiles) -> str:
+    metrics = run.summary["metrics"]
+    splits = list(metrics)
+    lines = dict.fromkeys(
+        (output, metric) for found in metrics.values() for output, values in found.items() for metric in values
+    )
+    rows = [
+        (
+            output if output != COMBINED else "all outputs",
+            spoken(metric),
+            *(
+                (short(metrics[split].get(output, {}).get(metric)), interval(run, split, output, metric))
+                if metric in metrics[split].get(output, {})
+                else ""
+                for split in splits
+            ),
+        )
+        for output, metric in lines
+    ]
+    note = '<p class="note">The smaller figures are 95 % intervals, of resampled rows.</p>' if run.evaluation else ""
+    return html.table(("output", "metric", *splits), rows, numeric=2) + note
+
+
+def _training_facts(run: RunFiles) -> str:
+    summary, config = run.summary, run.config
+    trainer = config["trainer"]
+    optimizer = trainer.get("optimizer", {})
+    settings = ", ".join(f"{name} {_plain(value)}" for name, value in optimizer.items() if name != "type")
+    rows: list[tuple[str, object]] = [
+        ("kept", f"epoch {summary['best_epoch']} of {summary['epochs']}" + _why_kept(run)),
+        ("optimizer", f"{optimizer.get('type', '')}{f' ({settings})' if settings else ''}"),
+        ("learning rate", f"{summary['learning_rate']:g}"),
+        ("batch size", f"{summary['batch_size']:,}"),
+        ("combiner", config["combiner"]["type"]),
+        ("seed", config.get("random_seed", "")),
+    ]
+    if run.facts:
+        rows += [("parameters", f"{run.facts.parameters:,}"), ("device", run.facts.device)]
+    rows.append(("time", ", ".join(f"{phase} {seconds(spent)}" for phase, spent in summary["seconds"].items())))
+    return f"<h3>How it was trained</h3>{html.pairs(rows)}"
+
+
+def _why_kept(run: RunFiles) -> str:
+    summary = run.summary
+    if not summary["rows"].get("validation"):
+        return ", the last: there are no validation rows"
+    return f", by {spoken(summary['validation_metric'])} of {summary['validation_field']} on the validation rows"
+
+
+def _output(
+    run: RunFiles, output: Mapping[str, Any], places: np.ndarray[Any, Any] | None, contents: Contents
+) -> list[str]:
+    name, kind = output["name"], output["type"]
+    facts, kept = run.facts, run.kept
+    if facts is None or kept is None or name not in kept.outputs:
+        return ['<p class="note">The run kept no predictions: no row was held out, or an older version trained it.</p>']
+    state, outcome = run.states[name], kept.outputs[name]
+    of = f"Of the {kept.of:,} {facts.split} rows"
+    sampled = f"; {len(kept.rows):,} of them, at even distances, are kept" if len(kept.rows) < kept.of else ""
+    parts = [f'<p class="note">{of}{sampled}.</p>', html.figures(charts.outcomes(kind, state, outcome))]
+    labels = state.get("labels") or state.get("vocabulary")
+    if kind in ("category", "binary") and labels:
+        parts.append(_classes(labels, outcome))
+    if places is not None:
+        parts.append(_mistakes(kind, labels, outcome, kept.rows, places, contents))
+    return parts
+
+
+def _classes(labels: Sequence[str], outcome: Outcome) -> str:
+    counts = charts.confusion(outcome.target, outcome.predicted, len(labels))
+    right = np.diag(counts)
+    rows_of, said = counts.sum(axis=1), counts.sum(axis=0)
+    wrong = counts - np.diag(right)
+    rows = []
+    with np.errstate(invalid="ignore"):
+        f1 = np.where(rows_of + said > 0, 2 * right / np.maximum(rows_of + said, 1), np.nan)
+    for place in np.argsort(np.nan_to_num(f1, nan=2.0), kind="stable").tolist():
+        taken = int(wrong[place].argmax())
+        mixed = f"{labels[taken]} ({wrong[place, taken]:,})" if wrong[place, taken] else "–"
+        rows.append(
+            (
+                labels[place],
+                mixed,
+                f"{rows_of[place]:,}",
+                short(right[place] / said[place]) if said[place] else "–",
+                short(right[place] / rows_of[place]) if rows_of[place] else "–",
+                short(f1[place]),
+            )
+        )
+    found = html.table(
+        ("class", "most often taken for", "rows", "precision", "recall", "F1"),
+        rows,
+        numeric=2,
+        tall=len(rows) > _FEW_CLASSES,
+    )
+    parts = [f"<h3>By class</h3>{found}"]
+    if len(labels) > 2 and wrong.any():
+        order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+        pairs = [divmod(int(place), len(labels)) for place in order]
+        lines = [
+            (labels[true], labels[said], f"{wrong[true, said]:,}", f"{wrong[true, said] / rows_of[true]:.0%}")
+            for true, said in pairs
+            if wrong[true, said]
+        ]
+        head = ("true", "predicted", "rows", "of the class")
+        parts.append(f"<h3>Most often confused</h3>{html.table(head, lines, numeric=2)}")
+    return "".join(parts)
+
+
+def _mistakes(
+    kind: str,
+    labels: Sequence[str] | None,
+    outcome: Outcome,
+    rows: np.ndarray[Any, Any],
+    places: np.ndarray[Any, Any],
+    contents: Contents,
+) -> str:
+    if not len(places):
+        return "<h3>Worst mistakes</h3><p>There are none.</p>" if kind in ("category", "binary") else ""
+    cards = []
+    for place in places.tolist():
+        row = int(rows[place])
+        target, predicted = outcome.target[place], outcome.predicted[place]
+        if labels is not None:
+            truth, said = labels[int(target)], labels[int(predicted)]
+            sure = "" if outcome.probability is None else f" {_percent(float(outcome.probability[place]))}"
+        else:
+            truth, said = short(float(target)), short(float(predicted))
+            sure = f" ({float(predicted) - float(target):+,.4g})"
+        verdict = (
+            f'<div class="verdict"><span><i>predicted</i> <span class="said">{html.text(said)}</span>{html.text(sure)}</span>'
+            f'<span><i>true</i> <span class="truth">{html.text(truth)}</span></span><span><i>row {row:,}</i></span></div>'
+        )
+        cards.append(f'<div class="row">{verdict}{_cells(contents.rows.get(row, ()))}</div>')
+    order = "the surest first" if labels is not None else "the largest error first"
+    note = f"Wrong predictions, {order}; rows are counted from 0 in the data file." + (
+        f" {contents.absent}" if contents.absent else ""
+    )
+    return f'<h3>Worst mistakes</h3><p class="note">{html.text(note)}</p><div class="rows">{"".join(cards)}</div>'
+
+
+def _cells(cells: Sequence[Any]) -> str:
+    parts = []
+    several = sum(cell.long for cell in cells) > 1
+    for cell in cells:
+        if cell.picture:
+            parts.append(f'<img alt="{html.text(cell.column)}" src="{html.text(cell.picture)}">')
+        elif cell.long:
+            name = f"<i>{html.text(cell.column)}: </i>" if several else ""
+            parts.append(f'<p class="text">{name}{html.text(cell.text)}</p>')
+    others = " · ".join(f"{cell.column}: {cell.text}" for cell in cells if not cell.picture and not cell.long)
+    return "".join(parts) + (f'<div class="others">{html.text(others)}</div>' if others else "")
+
+
+def _percent(probability: float) -> str:
+    return f"{probability:.1%}" if probability < 0.9995 else f"{min(probability, 0.99999):.3%}"
+
+
+def _data(run: RunFiles) -> list[str]:
+    summary, facts = run.summary, run.facts
+    rows: list[tuple[str, object]] = [
+        ("rows", ", ".join(f"{count:,} {split}" for split, count in summary["rows"].items())),
+        ("not used", ", ".join(f"{count:,}: {reason}" for reason, count in summary["dropped"].items()) or "none"),
+        ("left out", f"{summary['left_out']:,}: their part has a file of its own" if summary["left_out"] else ""),
+        ("cells skipped", f"{summary['skipped']:,}" if summary["skipped"] else ""),
+    ]
+    if facts:
+        rows += [(f"{name} file", source.path or source.label) for name, source in facts.sources.items()]
+    parts = [html.pairs(rows)]
+    features = [
+        (feature["name"], feature["type"], feature["column"], _encoder(feature), _learnt(run.states[feature["name"]]))
+        for feature in (*run.config["input_features"], *run.config["output_features"])
+        if feature["name"] in run.states
+    ]
+    parts.append(f"<h3>Features</h3>{html.table(('name', 'type', 'column', 'encoder', 'learnt'), features, numeric=9)}")
+    if facts:
+        drawn = [
+            charts.targets(
+                output["name"], output["type"], run.states[output["name"]], facts.targets.get(output["name"], {})
+            )
+            for output in run.config["output_features"]
+        ]
+        parts.append("<h3>Targets</h3>" + html.figures([figure for figure in drawn if figure is not None]))
+    return parts
+
+
+def _encoder(feature: Mapping[str, Any]) -> str:
+    encoder = feature.get("encoder") or {}
+    name = encoder.get("pretrained_model_name_or_path") or encoder.get("model_name") or ""
+    return f"{encoder.get('type', '')} {name}".strip() or "–"
+
+
+def _learnt(state: Mapping[str, Any]) -> str:
+    match state["type"]:
+        case "text" | "image":
+            return f"vectors of {state['dim']:,} numbers" + (
+                ", with an indicator of missing cells" if state["missing"] else ""
+            )
+        case "category" | "set":
+            return f"{len(state['vocabulary']):,} values"
+        case "binary":
+            return " / ".join(map(str, state["labels"]))
+        case "number":
+            if state["normalization"] is None:
+                return "as it is"
+            return f"{state['normalization']}, shift {short(state['shift'])}, scale {short(state['scale'])}"
+    return ""
+
+
+def _lineage(run: RunFiles) -> list[tuple[str, object]]:
+    summary, facts = run.summary, run.facts
+    rows: list[tuple[str, object]] = []
+    for split, identities in summary["manifests"].items():
+        names = ", ".join(summary["references"].get(split, []))
+        rows.append((f"{split} manifest", f"{names} ({', '.join(identities)})" if names else ", ".join(identities)))
+    rows += [
+        (f"{name} encoder", f"fingerprint {state['fingerprint']}")
+        for name, state in run.states.items()
+        if "fingerprint" in state
+    ]
+    if facts:
+        rows += [
+            (
+                f"{name} file",
+                f"{source.path or source.label}" + (f", xxh3_128 {source.digest}" if source.digest else ""),
+            )
+            for name, source in facts.sources.items()
+        ]
+        rows.append(("store", facts.store))
+        rows.append(("made with", ", ".join(f"{name} {version}" for name, version in facts.versions.items())))
+    rows.append(
+        ("vectors", f"{summary['encoded']:,} encoded by this run, {summary['hits']:,} cells found in the store")
+    )
+    return rows
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
