@@ -27,12 +27,15 @@ from trainer.schema.inputs import (
 
 
 class Embedding(nn.Module):
-    """Category index (rows,) → a learnt vector (rows, dim)."""
+    """Category index (rows,) → a learnt vector (rows, dim); that of index 0 is zero where no training row has it."""
 
-    def __init__(self, classes: int, dim: int) -> None:
+    def __init__(self, classes: int, dim: int, *, unknown: bool = True) -> None:
         super().__init__()
         self.table = nn.Embedding(classes, dim)
         nn.init.normal_(self.table.weight, std=dim**-0.5)  # about length 1, as sentence vectors have
+        if not unknown:
+            with torch.no_grad():
+                self.table.weight[0] = 0.0  # no gradient moves it
 
     def forward(self, index: Tensor) -> Tensor:
         vector: Tensor = self.table(index)
@@ -40,14 +43,16 @@ class Embedding(nn.Module):
 
 
 class OneHot(nn.Module):
-    """Category index (rows,) → (rows, classes), 1 in its column."""
+    """Category index (rows,) → (rows, dim), 1 in its column; index 0 has none where no training row has it."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, *, unknown: bool = True) -> None:
         super().__init__()
         self.classes = classes
+        self.first = 0 if unknown else 1
+        self.dim = classes - self.first
 
     def forward(self, index: Tensor) -> Tensor:
-        return functional.one_hot(index, self.classes).float()
+        return functional.one_hot(index, self.classes)[:, self.first :].float()
 
 
 class MultiHot(nn.Module):
@@ -74,11 +79,12 @@ def input_encoder(feature: InputFeature, state: Fitted | FittedText) -> tuple[nn
     match feature, state:
         case _, FittedText(dim=dim):
             return nn.Identity(), dim
-        case CategoryInput(encoder=OnehotCategory()), FittedCategory(vocabulary=vocabulary):
-            return OneHot(len(vocabulary)), len(vocabulary)
+        case CategoryInput(encoder=OnehotCategory()), FittedCategory(vocabulary=vocabulary, unknown=unknown):
+            onehot = OneHot(len(vocabulary), unknown=unknown)
+            return onehot, onehot.dim
         case CategoryInput(encoder=DenseCategory(embedding_size=size)), FittedCategory(vocabulary=vocabulary):
             dim = min(size, len(vocabulary))
-            return Embedding(len(vocabulary), dim), dim
+            return Embedding(len(vocabulary), dim, unknown=state.unknown), dim
         case SetInput(encoder=OnehotSet()), FittedSet(vocabulary=vocabulary):
             return MultiHot(), len(vocabulary)
         case SetInput(encoder=EmbedSet(embedding_size=size)), FittedSet(vocabulary=vocabulary):

@@ -87,7 +87,7 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
 
     clock.begin("gather")
     gathered = {name: rows.gather(build, store) for name, build in built.items()}
-    texts = rows.fit_texts(gathered["train"], learnt_from)
+    texts = rows.fit_texts(config, gathered["train"], learnt_from)
     joined = {
         name: rows.join(config, columns[name], gathered[name], texts, dataset.label) for name, dataset in opened.items()
     }

@@ -21,32 +21,39 @@ from cachestore.store import Store
 from trainer import features
 from trainer.batches import CachedBatches
 from trainer.features import Fitted
+from trainer.features.filling import fill
 from trainer.features.read import Table, read_columns
 from trainer.schema import Config
 from trainer.schema.inputs import StoredInput, TextInput
-from trainer.schema.outputs import CategoryOutput
+from trainer.schema.outputs import CategoryOutput, SetOutput
 from trainer.settled import SettledEncoder
 
 
 @final
 @dataclass(frozen=True)
 class FittedText:
-    """What a text or image input is to the model. ``missing``: its training rows had missing cells, so it has an indicator."""
+    """What a text or image input is to the model. ``missing``: an indicator input follows.
+
+    ``fill`` (dim,): the vector of a missing cell, with ``fill_with_mode``.
+    """
 
     dim: int
     missing: bool
     spec: Mapping[str, Json]
+    fill: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         identity = fingerprint(self.spec).hex()
         kind = "image" if self.spec.get("kind") == "image" else "text"
-        return {"type": kind, "dim": self.dim, "missing": self.missing, "fingerprint": identity, "spec": self.spec}
+        found = {"type": kind, "dim": self.dim, "missing": self.missing, "fingerprint": identity, "spec": self.spec}
+        return found if self.fill is None else {**found, "fill": list(self.fill)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FittedText:
         """What ``to_json`` gave."""
-        return cls(value["dim"], value["missing"], value["spec"])
+        vector = value.get("fill")
+        return cls(value["dim"], value["missing"], value["spec"], None if vector is None else tuple(vector))
 
 
 @dataclass(frozen=True)
@@ -131,14 +138,14 @@ def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str
 def fit(config: Config, table: Table, train: NDArray[np.bool_], where: str) -> dict[str, Fitted]:
     """The state of every feature but the texts, learnt from the rows that ``train`` marks.
 
-    The classes of a category output are those of all rows not skipped: a rare one that the split keeps from training is no fault.
+    The classes of a category or set output are those of all rows not skipped: a rare one that the split keeps from training is no fault.
     """
     states: dict[str, Fitted] = {}
     for feature in config.input_features:
         if not isinstance(feature, StoredInput):
             states[feature.name] = features.fit_input(feature, table.columns[feature.column], train, where)
     for output in config.output_features:
-        learnt = table.usable if isinstance(output, CategoryOutput) else train
+        learnt = table.usable if isinstance(output, CategoryOutput | SetOutput) else train
         states[output.name] = features.fit_output(output, table.columns[output.column], learnt, where)
     return states
 
@@ -149,19 +156,25 @@ def transform(
     """Every row of the columns read; None when there are none, as when only texts are needed."""
     if not table.columns:
         return None
-    inputs, outputs, drop = {}, {}, table.reasons
+    inputs: dict[str, NDArray[Any]] = {}
+    outputs: dict[str, NDArray[Any]] = {}
+    missing: dict[str, NDArray[np.float32]] = {}
+    drop = table.reasons
     for feature in config.input_features:
         if not isinstance(feature, StoredInput):
             column = features.transform_input(feature, states[feature.name], table.columns[feature.column], where)
             one = column.values.ndim == 1 and feature.type != "category"
             inputs[feature.name] = column.values[:, None] if one else column.values
-            drop = _mark(drop, ~column.keep, f"{feature.column}: missing")
+            drop = _mark(drop, ~column.keep & column.missing, f"{feature.column}: missing")
+            drop = _mark(drop, ~column.keep & ~column.missing, f"{feature.column}: outlier")
+            if states[feature.name].missing:
+                missing[feature.name] = column.missing.astype(np.float32)[:, None]
     for output in config.output_features if targets else ():
         cells = table.columns[output.column]
         column = features.transform_output(output, states[output.name], cells, where, table.usable)
         outputs[output.name] = column.values
         drop = _mark(drop, ~column.keep, f"{output.column}: missing")
-    return Columns(inputs, outputs, drop)
+    return Columns(inputs, outputs, drop, missing)
 
 
 def build_texts(
@@ -208,12 +221,22 @@ def gather(built: Built, store: Store) -> dict[str, Vectors]:
     return vectors
 
 
-def fit_texts(gathered: Mapping[str, Vectors], train: NDArray[np.bool_]) -> dict[str, FittedText]:
-    """The state of every text input: an indicator only where the rows that ``train`` marks have missing cells."""
-    return {
-        name: FittedText(vectors.values.shape[1], bool((vectors.reasons[train] == MISSING).any()), vectors.spec)
-        for name, vectors in gathered.items()
-    }
+def fit_texts(config: Config, gathered: Mapping[str, Vectors], train: NDArray[np.bool_]) -> dict[str, FittedText]:
+    """The state of every text input: an indicator only where the rows that ``train`` marks have missing cells.
+
+    Raises DataError where they have no vector at all to fill missing ones with.
+    """
+    states: dict[str, FittedText] = {}
+    for feature in config.input_features:
+        if not isinstance(feature, StoredInput):
+            continue
+        vectors, preprocessing = gathered[feature.name], feature.preprocessing
+        strategy = preprocessing.missing_value_strategy
+        indicator = strategy == "indicator" or preprocessing.missing_value_indicator
+        absent = indicator and bool((vectors.reasons[train] == MISSING).any())
+        mode = _mode(feature, vectors, train) if strategy == "fill_with_mode" else None
+        states[feature.name] = FittedText(vectors.values.shape[1], absent, vectors.spec, mode)
+    return states
 
 
 def join(
@@ -226,19 +249,19 @@ def join(
     """Columns and vectors row for row, with the indicators and the rows that texts make unusable."""
     drop = None if columns is None else columns.drop
     inputs = {} if columns is None else dict(columns.inputs)
-    missing: dict[str, NDArray[np.float32]] = {}
+    missing = {} if columns is None else dict(columns.missing)
     for feature in config.input_features:
         if not isinstance(feature, StoredInput):
             continue
-        vectors = gathered[feature.name]
+        vectors, state = gathered[feature.name], states[feature.name]
         if drop is not None and len(drop) != len(vectors.values):
             raise DataError(f"{where} changed while it was read. Run again; what was encoded is kept.")
-        inputs[feature.name] = vectors.values
+        inputs[feature.name] = _without_gaps(feature, vectors, state)
         drop = _mark(drop, vectors.reasons == SKIPPED, f"{feature.column}: skipped")
         drop = _mark(drop, vectors.reasons == FORGOTTEN, f"{feature.column}: forgotten")
         if feature.preprocessing.missing_value_strategy == "drop_row":
             drop = _mark(drop, vectors.reasons == MISSING, f"{feature.column}: missing")
-        if states[feature.name].missing:
+        if state.missing:
             missing[feature.name] = (vectors.reasons == MISSING).astype(np.float32)[:, None]
     assert drop is not None  # a config has at least one input
     return Columns(inputs, {} if columns is None else columns.targets, drop, missing)
@@ -251,16 +274,37 @@ def reasons(dropped: Mapping[str, int]) -> str:
 
 def _filled(feature: StoredInput, vectors: Vectors, store: Store) -> Vectors:
     """With ``fill_with_const``, missing cells hold the vector of ``fill_value``."""
-    rows = vectors.reasons == MISSING
+    absent = vectors.reasons == MISSING
     if not isinstance(feature, TextInput):
         return vectors
     fill_value = feature.preprocessing.fill_value
-    if feature.preprocessing.missing_value_strategy != "fill_with_const" or fill_value is None or not rows.any():
+    if feature.preprocessing.missing_value_strategy != "fill_with_const" or fill_value is None or not absent.any():
         return vectors
     values = vectors.values.copy()  # another feature may share them
     settled = SettledEncoder(feature, vectors.spec, values.shape[1], store)
-    values[rows] = store.embed([fill_value], settled)[0]
-    return replace(vectors, values=values, reasons=np.where(rows, np.uint8(PRESENT), vectors.reasons))
+    values[absent] = store.embed([fill_value], settled)[0]
+    return replace(vectors, values=values)
+
+
+def _without_gaps(feature: StoredInput, vectors: Vectors, state: FittedText) -> NDArray[Any]:
+    """The vectors (rows, dim) with missing ones filled by ``fill_with_mode``, ``bfill`` and ``ffill``; else as they are."""
+    strategy = feature.preprocessing.missing_value_strategy
+    absent = vectors.reasons == MISSING
+    if strategy not in ("fill_with_mode", "bfill", "ffill") or not absent.any():
+        return vectors.values
+    dtype = vectors.values.dtype
+    stand_in = np.zeros(state.dim, dtype) if state.fill is None else np.asarray(state.fill, dtype)
+    return fill(vectors.values, vectors.reasons == PRESENT, strategy, stand_in).values  # what is skipped is dropped
+
+
+def _mode(feature: StoredInput, vectors: Vectors, train: NDArray[np.bool_]) -> tuple[float, ...]:
+    seen = vectors.values[train & (vectors.reasons == PRESENT)]
+    if not len(seen):
+        raise DataError(f"column {feature.column!r} has no value in any training row to fill missing ones with")
+    whole = np.ascontiguousarray(seen).view(np.dtype((np.void, seen.dtype.itemsize * seen.shape[1])))[:, 0]
+    _, first, counts = np.unique(whole, return_index=True, return_counts=True)
+    most = first[counts == counts.max()].min()  # of equally many, the first in the data
+    return tuple(seen[most].tolist())
 
 
 def _mark(drop: NDArray[np.object_] | None, rows: NDArray[np.bool_], reason: str) -> NDArray[np.object_]:

@@ -24,20 +24,31 @@ _SHOWN: Final = 5
 @final
 @dataclass(frozen=True)
 class FittedBinary:
-    """``labels``: how false and true are written. ``words``: any of ``TRUE`` and ``FALSE`` is read, not the labels alone."""
+    """``labels``: how false and true are written. ``words``: any of ``TRUE`` and ``FALSE`` is read, not the labels alone.
+
+    ``missing``: an indicator input follows.
+    """
 
     labels: tuple[str, str]
     words: bool
     fill: float | None
+    missing: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        return {"type": "binary", "labels": list(self.labels), "words": self.words, "fill": self.fill}
+        return {
+            "type": "binary",
+            "labels": list(self.labels),
+            "words": self.words,
+            "fill": self.fill,
+            "missing": self.missing,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FittedBinary:
         """What ``to_json`` gave."""
-        return cls((value["labels"][0], value["labels"][1]), value["words"], value["fill"])
+        missing = value.get("missing", False)  # runs of before there was an indicator have no such key
+        return cls((value["labels"][0], value["labels"][1]), value["words"], value["fill"], missing)
 
 
 def fit(
@@ -49,7 +60,8 @@ def fit(
     and for an output that is always the same.
     """
     preprocessing = feature.preprocessing
-    counts = c.counted(c.texts(cells, where, feature.column).filter(c.where_true(train)))
+    text = c.texts(cells, where, feature.column)
+    counts = c.counted(text.filter(c.where_true(train)))
     labels, words = _labels(feature, [text for text, _ in counts], where)
     trues = sum(count for text, count in counts if _is_true(text, labels, words))
     total = sum(count for _, count in counts)
@@ -72,7 +84,8 @@ def fit(
             stand_in = None
         case _:
             stand_in = float(2 * trues > total)
-    return FittedBinary(labels, words, stand_in)
+    indicator = isinstance(feature, BinaryInput) and feature.preprocessing.missing_value_indicator
+    return FittedBinary(labels, words, stand_in, indicator and bool((~c.valid(text) & train).any()))
 
 
 def transform(feature: BinaryInput | BinaryOutput, state: FittedBinary, cells: c.Column, where: str) -> Filled:

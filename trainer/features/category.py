@@ -24,19 +24,32 @@ _SHOWN: Final = 10
 @final
 @dataclass(frozen=True)
 class FittedCategory:
-    """``vocabulary`` by frequency, then by code point; an input's begins with ``<UNK>``, an output's are its classes."""
+    """``vocabulary`` by frequency, then by code point; an input's begins with ``<UNK>``, an output's are its classes.
+
+    ``unknown``: training rows have a value that is ``<UNK>``, so that something is learnt of it; else it is the zero vector.
+    ``missing``: an indicator input follows.
+    """
 
     vocabulary: tuple[str, ...]
     fill: int | None
+    unknown: bool = True
+    missing: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
-        return {"type": "category", "vocabulary": list(self.vocabulary), "fill": self.fill}
+        return {
+            "type": "category",
+            "vocabulary": list(self.vocabulary),
+            "fill": self.fill,
+            "unknown": self.unknown,
+            "missing": self.missing,
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FittedCategory:
         """What ``to_json`` gave."""
-        return cls(tuple(value["vocabulary"]), value["fill"])
+        # runs of before there were unknown and missing have neither key
+        return cls(tuple(value["vocabulary"]), value["fill"], value.get("unknown", True), value.get("missing", False))
 
 
 def fit_input(feature: CategoryInput, cells: c.Column, train: NDArray[np.bool_], where: str) -> FittedCategory:
@@ -54,12 +67,14 @@ def fit_input(feature: CategoryInput, cells: c.Column, train: NDArray[np.bool_],
     match strategy:
         case "fill_with_const":
             constant = _constant(feature)
-            stand_in = vocabulary.index(constant) if constant in vocabulary else 0
+            stand_in: int | None = vocabulary.index(constant) if constant in vocabulary else 0
         case "drop_row":
-            return FittedCategory(vocabulary, None)
+            stand_in = None
         case _:
             stand_in = 1
-    return FittedCategory(vocabulary, stand_in)
+    absent = bool((~c.valid(text) & train).any())
+    unknown = len(counts) > len(known) or (absent and stand_in == 0) or not known
+    return FittedCategory(vocabulary, stand_in, unknown, absent and preprocessing.missing_value_indicator)
 
 
 def transform_input(feature: CategoryInput, state: FittedCategory, cells: c.Column, where: str) -> Filled:

@@ -25,8 +25,11 @@ class TextPreprocessing(Frozen):
     """``indicator``: an empty cell is a zero vector and an indicator input says so, which Ludwig has not."""
 
     cache_encoder_embeddings: bool | None = None
-    missing_value_strategy: Literal["indicator", "drop_row", "fill_with_const"] = "indicator"
+    missing_value_strategy: Literal["indicator", "drop_row", "fill_with_const", "fill_with_mode", "bfill", "ffill"] = (
+        "indicator"
+    )
     fill_value: str | None = None
+    missing_value_indicator: bool = False
 
     @model_validator(mode="after")
     def _fill_value_given(self) -> TextPreprocessing:
@@ -39,7 +42,8 @@ class ImagePreprocessing(Frozen):
     """As of text. Size, channels and scale are the encoder's, which knows what its weights were trained on."""
 
     cache_encoder_embeddings: bool | None = None
-    missing_value_strategy: Literal["indicator", "drop_row"] = "indicator"
+    missing_value_strategy: Literal["indicator", "drop_row", "fill_with_mode", "bfill", "ffill"] = "indicator"
+    missing_value_indicator: bool = False
 
 
 class NumberPreprocessing(Frozen):
