@@ -65,7 +65,9 @@ class Claims:
         claimed = set().union(*others.values())
         # who stores keys ends his claims with it, so none has to be looked up that is claimed
         rest = [key for key in keys if key not in claimed] if claimed else keys
-        there = self.stored(rest)
+        # alone, nothing was stored since they were looked up, or hardly; the claim itself looks again
+        alone = not force and all(row[:OWNER_SIZE] == self.owner for row in self._seen)
+        there = [False] * len(rest) if alone else self.stored(rest)
         free = [key for key, stored in zip(rest, there, strict=True) if not stored]
         stored = set(itertools.compress(rest, there))
         if not free:  # nothing to write, and so nobody to wait for

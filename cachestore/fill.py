@@ -117,13 +117,21 @@ class Fill:
         """Take payloads to encode, by keys that were looked up and not stored; what is on its way or refused is passed over."""
         held = (self._window, self._done_keys, self.refused, *self._put_off.values())
         passed = {key for keys in held for key in payloads.keys() & keys}
-        for key, payload in payloads.items():
-            if passed and key in passed:
+        fresh = {key: payload for key, payload in payloads.items() if key not in passed} if passed else payloads
+        waiting = iter(fresh.items())
+        while part := dict(itertools.islice(waiting, max(1, self._window_rows - len(self._window)))):
+            nbytes = sum(map(len, part.values()))
+            if self._window_bytes + nbytes < self._limits.window_bytes:
+                self._window.update(part)
+                self._window_bytes += nbytes
+                if len(self._window) >= self._window_rows:
+                    self._encode_window()
                 continue
-            self._window[key] = payload
-            self._window_bytes += len(payload)
-            if len(self._window) >= self._window_rows or self._window_bytes >= self._limits.window_bytes:
-                self._encode_window()
+            for key, payload in part.items():
+                self._window[key] = payload
+                self._window_bytes += len(payload)
+                if len(self._window) >= self._window_rows or self._window_bytes >= self._limits.window_bytes:
+                    self._encode_window()
 
     def flush(self) -> None:
         """Encode and store everything taken so far but what is put off, and give up all claims."""
