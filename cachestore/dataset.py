@@ -95,19 +95,27 @@ class Dataset:
         return self._digest
 
     def require(self, columns: Iterable[str]) -> None:
-        """Raises ColumnNotFound for the first column that the data lacks, DataError for one it has twice."""
-        there = self.columns
-        for name in columns:
-            if name not in there and self._reader.all_columns:
-                there = self._reader.all_columns()
-            if name not in there:
-                shown = ", ".join(map(repr, there[:_SHOWN_COLUMNS])) + (", …" if len(there) > _SHOWN_COLUMNS else "")
-                hint = nearest(name, there)
-                if len(there) == 1 and (other := next((mark for mark in ";\t|" if mark in there[0]), None)):
-                    hint = f"; it seems to separate its columns by {other!r}, not by commas (tabs in a .tsv file)."
-                raise ColumnNotFound(f"{self.label} has no column {name!r}{hint or '.'} Its columns: {shown}.")
+        """Raises ColumnNotFound naming the columns that the data lacks, DataError for one it has twice."""
+        wanted = list(dict.fromkeys(columns))
+        lacking, there = self.lacking(wanted)
+        if lacking:
+            shown = ", ".join(map(repr, there[:_SHOWN_COLUMNS])) + (", …" if len(there) > _SHOWN_COLUMNS else "")
+            hint = ", ".join(f"{name!r}{nearest(name, there).rstrip('?')}" for name in lacking)
+            hint += "?" if "did you mean" in hint else "."
+            if len(there) == 1 and (other := next((mark for mark in ";\t|" if mark in there[0]), None)):
+                hint = f"{lacking[0]!r}; it seems to separate its columns by {other!r}, not by commas (tabs in a .tsv file)."
+            noun = "column" if len(lacking) == 1 else "columns"
+            raise ColumnNotFound(f"{self.label} has no {noun} {hint} Its columns: {shown}.")
+        for name in wanted:
             if there.count(name) > 1:
                 raise DataError(f"{self.label} has {there.count(name)} columns named {name!r}. Rename all but one.")
+
+    def lacking(self, columns: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+        """Which of ``columns`` the data lacks, and the columns it has."""
+        there = self.columns
+        if self._reader.all_columns and any(name not in there for name in columns):
+            there = self._reader.all_columns()
+        return [name for name in columns if name not in there], there
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Exactly these columns in dataset order, at most 32,768 rows and about 64 MiB, or one larger row, at a time.

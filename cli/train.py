@@ -58,13 +58,15 @@ def command(
         4    damage found in the store
         5    done, but some rows could not be read or encoded and were left out
     """
+    from cachestore.dataset import open_dataset
     from cli.watch import watching
     from trainer import load_config, train
 
     out = output.Output(as_json, quiet)
-    settings = load_config(config, overrides or [])
+    dataset = open_dataset(data)
+    settings = load_config(config, overrides or [], dataset)
     with options.open_store(store, out) as opened, watching(out) as progress:
-        run = train(settings, data, opened, validation=validation, test=test, output=output_dir, progress=progress)
+        run = train(settings, dataset, opened, validation=validation, test=test, output=output_dir, progress=progress)
     summary = run.to_json()
     out.result(summary, text(summary))
     if output.skipped(run.skipped_cells, run.skipped, data):

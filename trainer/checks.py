@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from cachestore.dataset import Dataset
 from cachestore.errors import nearest
-from trainer.decoders import BinaryDecoder, Classifier, NumberDecoder
+from trainer.decoders import BinaryDecoder, Classifier, Decoder, NumberDecoder, SetDecoder, VectorDecoder
 from trainer.feature_sections import Entry
-from trainer.metrics import COMBINED
+from trainer.metrics import ALIASES, COMBINED
 from trainer.schema.preparation import StratifySplit
-from trainer.schema.training import TrainerConfig
 
-_METRICS: Final[Mapping[str, tuple[str, ...]]] = {
-    "category": Classifier.metric_names,
-    "binary": BinaryDecoder.metric_names,
-    "number": NumberDecoder.metric_names,
+_DECODERS: Final[Mapping[str, type[Decoder]]] = {
+    "category": Classifier,
+    "binary": BinaryDecoder,
+    "number": NumberDecoder,
+    "set": SetDecoder,
+    "vector": VectorDecoder,
 }
+_METRICS: Final = {kind: decoder.metric_names for kind, decoder in _DECODERS.items()}
+_SHOWN: Final = 12
+_VALIDATION: Final = ("validation_field", "validation_metric")
 
 
 def check_columns(inputs: Sequence[Entry], outputs: Sequence[Entry], found: list[str]) -> None:
@@ -35,45 +40,79 @@ def check_columns(inputs: Sequence[Entry], outputs: Sequence[Entry], found: list
         for entry in outputs
         if entry.name == COMBINED
     )
-    answers = {entry.feature.column: entry.name for entry in outputs if entry.feature is not None}
+    answers = {entry.column: entry.name for entry in outputs if entry.column is not None}
     for entry in inputs:
-        if entry.feature is None or entry.feature.column not in answers:
+        if entry.column not in answers:
             continue
-        output = answers[entry.feature.column]
+        output = answers[entry.column]
         if output != entry.name:
             found.append(
-                f"{entry.place}.column: {entry.feature.column!r} is the column of the output {output!r}; "
+                f"{entry.place}.column: {entry.column!r} is the column of the output {output!r}; "
                 "the model would be given the answer. Remove one"
             )
 
 
-def choose_validation(trainer: TrainerConfig, outputs: Sequence[Entry], found: list[str]) -> TrainerConfig:
-    """The trainer section; ``validation_field`` is set where one output alone has the metric, as in Ludwig."""
-    field, metric = trainer.validation_field, trainer.validation_metric
+def check_data(entries: Sequence[Entry], split: Any, dataset: Dataset, found: list[str]) -> None:
+    """What features and split need is in the data."""
+    column = split.get("column") if isinstance(split, Mapping) else None
+    wanted = [(entry.place, name) for entry in entries for name in entry.reads]
+    if isinstance(column, str) and column:
+        wanted.append(("preprocessing.split.column", column))
+    lacking, there = dataset.lacking([name for _, name in wanted])
+    for place, name in wanted:
+        if name in lacking:
+            hint = nearest(name, there) or f"; it has {', '.join(there[:_SHOWN])}{', …' if len(there) > _SHOWN else ''}"
+            found.append(f"{place}: {dataset.label} has no column {name!r}{hint}")
+
+
+def choose_validation(trainer: Mapping[str, Any], outputs: Sequence[Entry], found: list[str]) -> dict[str, str]:
+    """As ``_choose_validation``; a metric under another of its names gets the one that results have."""
+    metric = trainer.get("validation_metric")
+    if not isinstance(metric, str) or metric not in ALIASES:
+        return _choose_validation(trainer, outputs, found)
+    renamed = {**trainer, "validation_metric": ALIASES[metric]}
+    return {"validation_metric": ALIASES[metric], **_choose_validation(renamed, outputs, found)}
+
+
+def _choose_validation(trainer: Mapping[str, Any], outputs: Sequence[Entry], found: list[str]) -> dict[str, str]:
+    """What the trainer section, as written, leaves open of the validation: the field where one output alone has the metric, as in Ludwig,
+    or alone is measured by it when nothing is said.
+
+    ``combined`` is the sum of the losses of all outputs.
+    """
+    field, metric = (text if isinstance(text := trainer.get(key), str) else None for key in _VALIDATION)
     names = [entry.name for entry in outputs if entry.name is not None]
+    known = {
+        entry.name: _METRICS[entry.kind] for entry in outputs if entry.name and entry.kind and entry.kind in _METRICS
+    }
+    if field == COMBINED:
+        if metric not in (None, "loss"):
+            found.append(_no_metric(str(metric), "'combined'", ("loss",)))
+        return {"validation_metric": "loss", "validation_field": names[0] if len(names) == 1 else COMBINED}
     if field is not None and field not in names:
         hint = nearest(field, names) or f"; choose one of {', '.join(names)}"
         found.append(f"trainer.validation_field: there is no output {field!r}{hint}")
-        return trainer
-    known = {entry.name: _METRICS[entry.feature.type] for entry in outputs if entry.feature is not None and entry.name}
-    if metric is None or len(known) < len(outputs):
-        return trainer
-    if field is not None:
+    if metric is None:
+        return {}
+    every = tuple(dict.fromkeys(name for metrics in (known or _METRICS).values() for name in metrics))
+    having = [name for name, metrics in known.items() if metric in metrics]
+    usual = [
+        entry.name for entry in outputs if entry.name in having and _DECODERS[str(entry.kind)].default_metric == metric
+    ]
+    having = usual if len(usual) == 1 else having
+    if field in known:
         if metric not in known[field]:
             found.append(_no_metric(metric, f"the output {field!r}", known[field]))
-        return trainer
-    having = [name for name, metrics in known.items() if metric in metrics]
-    if not having:
-        every = tuple(dict.fromkeys(name for metrics in known.values() for name in metrics))
-        found.append(_no_metric(metric, "no output" if len(names) > 1 else f"the output {names[0]!r}", every))
-    elif len(having) > 1 and metric != "loss":
+    elif not having and (len(known) == len(outputs) or not any(metric in metrics for metrics in _METRICS.values())):
+        found.append(_no_metric(metric, f"the output {names[0]!r}" if len(names) == 1 else "no output", every))
+    elif field is None and len(having) > 1 and metric != "loss":
         found.append(
             f"trainer.validation_metric: {', '.join(having)} all have {metric!r}; "
             "set trainer.validation_field to the one that counts"
         )
-    else:
-        return trainer.model_copy(update={"validation_field": having[0]})
-    return trainer
+    elif field is None and having:
+        return {"validation_field": having[0]}
+    return {}
 
 
 def _no_metric(metric: str, whose: str, metrics: Sequence[str]) -> str:

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from cachestore import yaml_source
+from cachestore.dataset import Dataset
 from cachestore.errors import ConfigError
 from cachestore.yaml_source import shown
 from trainer import faults
-from trainer.checks import check_columns, check_split, choose_validation
-from trainer.combiners import Combiner
+from trainer.checks import check_columns, check_data, check_split, choose_validation
+from trainer.combiners import Combiner, ComparatorCombiner
 from trainer.feature_sections import check_defaults, read_features
+from trainer.older_forms import Rewriting, rewrite
 from trainer.overrides import apply_override
 from trainer.schema import Backend, Config
 from trainer.schema.preparation import Preprocessing
@@ -40,30 +42,38 @@ _INNER_DEFAULT_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = (), data: Dataset | None = None
+) -> Config:
     """The config in a YAML file or a mapping, after ``overrides`` such as ``trainer.epochs=3``.
 
-    Raises UsageError for a file that cannot be read, ConfigError naming every fault, one a line.
+    Raises UsageError for a file that cannot be read, ConfigError naming every fault, one a line; beside others also the columns
+    that ``data`` lacks, which alone are for those who read it.
     """
     if isinstance(source, Mapping):
-        where, data = "the config", _plain_mapping(source, "")
+        where, written = "the config", _plain_mapping(source, "")
     else:
-        where, data = str(source), yaml_source.read(Path(source))
+        where, written = str(source), yaml_source.read(Path(source))
     found: list[str] = []
+    rewriting = Rewriting()
+    rewrite(written, rewriting)
     for override in overrides:
         try:
-            apply_override(data, override)
+            apply_override(written, override)
         except ConfigError as error:
             found.append(str(error))
-    config = _read(data, found)
+    if overrides:
+        rewrite(written, rewriting)  # they may be in an older form, too
+    found += rewriting.found
+    config = _read(written, found, data)
     if config is not None:
         return config
-    found = list(dict.fromkeys(found))
+    found = list(dict.fromkeys(map(rewriting.as_written, found)))
     head = f"{where}: " if len(found) == 1 else f"{where} has {len(found)} faults:\n"
     raise ConfigError(head + "\n".join(found))
 
 
-def _read(data: Mapping[str, Any], found: list[str]) -> Config | None:
+def _read(data: Mapping[str, Any], found: list[str], dataset: Dataset | None) -> Config | None:
     """Every section by itself, so that a fault in one hides none in another, then what they say together."""
     keys = [*Config.model_fields, "defaults"]
     found.extend(f"{key}: {faults.unknown_key('', key, keys)}" for key in data if key not in keys)
@@ -72,11 +82,21 @@ def _read(data: Mapping[str, Any], found: list[str]) -> Config | None:
     outputs = read_features("output_features", data.get("output_features"), defaults, found)
     check_columns(inputs, outputs, found)
     sections = {name: _section(name, data[name], found) for name in _SECTIONS if data.get(name) is not None}
-    if isinstance(sections.get("trainer"), TrainerConfig):
-        sections["trainer"] = choose_validation(sections["trainer"], outputs, found)
+    if isinstance(data.get("trainer"), Mapping):
+        chosen = choose_validation(data["trainer"], outputs, found)
+        if sections["trainer"] is not None:
+            sections["trainer"] = sections["trainer"].model_copy(update=chosen)
+    combiner = sections.get("combiner")
+    if isinstance(combiner, ComparatorCombiner):
+        active = [entry for entry in inputs if entry.feature is None or getattr(entry.feature, "active", True)]
+        found.extend(combiner.unknown([entry.name for entry in active if entry.name is not None]))
     if isinstance(sections.get("preprocessing"), Preprocessing):
         check_split(sections["preprocessing"].split, [*inputs, *outputs], found)
     if found:
+        if dataset is not None:
+            preprocessing = data.get("preprocessing")
+            split = preprocessing.get("split") if isinstance(preprocessing, Mapping) else None
+            check_data([*inputs, *outputs], split, dataset, found)
         return None
     return Config(
         input_features=tuple(entry.feature for entry in inputs),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +72,35 @@ def validated(model: Any, value: Any, section: str) -> tuple[Any, list[Fault]]:
     try:
         return _adapter(model).validate_python(value), []
     except ValidationError as error:
-        return None, describe(error, model, value, section)
+        found = describe(error, model, value, section)
+        wrong = {
+            _place(detail, value)[:-1]: detail for detail in error.errors() if detail["type"].startswith("union_tag")
+        }
+    for path in wrong:
+        found += _behind(path, found, model, value, section)
+    return None, found
+
+
+def _behind(path: Path, found: list[Fault], model: Any, value: Any, section: str) -> list[Fault]:
+    """What else is wrong at ``path``, where the type is none there is: read as the nearest type, or as any."""
+    _, annotation = _owner(model, path, value)
+    here = _value_at(value, path)
+    if near := closest(str(here.get("type")), tags(annotation)):
+        _, more = validated(model, _with(value, path, {**here, "type": near}), section)
+        known = {fault.path for fault in found}
+        return [fault for fault in more if fault.path not in known]
+    keys = list(dict.fromkeys(key for option in classes(annotation) for key in option.model_fields))
+    inside = ".".join([*section.split("."), *(str(part) for part in path if isinstance(part, str))]).strip(".")
+    return [Fault((*path, key), unknown_key(inside, key, keys)) for key in here if key not in keys]
+
+
+def _with(value: Any, path: Path, new: Any) -> Any:
+    """``value`` with ``new`` at ``path``."""
+    if not path:
+        return new
+    if isinstance(value, tuple):
+        return tuple(_with(item, path[1:], new) if index == path[0] else item for index, item in enumerate(value))
+    return {**value, path[0]: _with(value[path[0]], path[1:], new)}
 
 
 def with_type(value: Any, default: str | None = None) -> Any:
@@ -87,6 +116,17 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def closest(word: str, choices: Sequence[str]) -> str | None:
+    """The choice that was probably meant."""
+    return next(iter(difflib.get_close_matches(word, choices, n=1, cutoff=0.6)), None)
+
+
+def place_of(side: str, index: int, feature: Mapping[str, Any]) -> str:
+    """How to name a feature: by its name, or by its place from 0 where it has none."""
+    name = feature.get("name")
+    return f"{side}.{name}" if isinstance(name, str) and name else f"{side}[{index}]"
 
 
 def joined(path: Path) -> str:

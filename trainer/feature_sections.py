@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from cachestore.encoders import image_settings
+from cachestore.encoders import image_settings, template_of
 from cachestore.encoders.image_settings import ImageSettings, TorchvisionSettings
 from cachestore.encoders.spec import TYPES as ENCODER_TYPES
 from cachestore.encoders.spec import HashingSettings, parse_settings
 from cachestore.errors import ConfigError, nearest
+from cachestore.sources import fields
 from cachestore.yaml_source import shown
 from trainer import faults
 from trainer.faults import Fault
@@ -24,11 +25,9 @@ _SHARED: Final[Mapping[Side, tuple[str, ...]]] = {  # the sections that `default
     "input_features": ("encoder", "preprocessing"),
     "output_features": ("decoder", "loss"),
 }
-_DEFAULT_TYPES: Final[Mapping[tuple[str, str], str]] = {
-    ("category", "encoder"): "dense",
-    ("number", "loss"): "mean_squared_error",
-}
+_IDENTITY: Final = ("name", "type", "column")
 _NAMES_ITS_FEATURE: Final = (("trainable",), ("adapter",))  # even where defaults say it
+_TYPE: Final = ("encoder", "type")
 _IMAGE_TYPES: Final = image_settings.TYPES
 _STORED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {  # how a feature's encoder may be written, and its types
     "text": ("minilm", tuple(kind for kind in ENCODER_TYPES if kind not in _IMAGE_TYPES)),
@@ -39,10 +38,16 @@ _NO_END_TO_END: Final = "end-to-end training is not in this version: encoders ar
 
 @dataclass(frozen=True)
 class Entry:
-    """One feature as written: where it stands, its name if it has one, and its class unless it has faults."""
+    """One feature: where it stands, name, type and column as written where they are text, and its class unless it has faults.
+
+    ``reads``: the columns it needs, as far as they can be told.
+    """
 
     place: str
     name: str | None
+    kind: str | None
+    column: str | None
+    reads: tuple[str, ...]
     feature: Any
 
 
@@ -81,11 +86,12 @@ def read_features(side: Side, value: Any, defaults: Mapping[str, Mapping[str, An
         if not isinstance(item, Mapping):
             found.append(f"{side}[{index}]: must be a mapping with a name and a type, not {shown(item)}")
             continue
-        name = item.get("name")
-        name = name if isinstance(name, str) and name else None
-        place = f"{side}[{index}]" if name is None else f"{side}.{name}"
+        name, kind, column = (text if isinstance(text, str) and text else None for text in map(item.get, _IDENTITY))
+        place = faults.place_of(side, index, item)
         default = defaults.get(str(item.get("type")), {})
-        entries.append(Entry(place, name, _read_feature(side, place, item, default, found)))
+        feature = _read_feature(side, place, item, default, found)
+        reads = _reads(column or name, item.get("encoder"), feature)
+        entries.append(Entry(place, name, kind, column or name, reads, feature))
     used = {item.get("type") for item in value if isinstance(item, Mapping)} if isinstance(value, list) else set()
     for kind, default in defaults.items():
         if kind not in used and any(key in default for key in _SHARED[side]) and kind in _kinds(side):
@@ -93,10 +99,22 @@ def read_features(side: Side, value: Any, defaults: Mapping[str, Mapping[str, An
     return entries
 
 
+def _reads(column: str | None, encoder: Any, feature: Any) -> tuple[str, ...]:
+    if feature is None:
+        unclear = isinstance(encoder, Mapping) and isinstance(encoder.get("prompt"), Mapping)
+        return () if unclear or column is None else (column,)
+    template = template_of(feature.encoder) if isinstance(feature, StoredInput) else None
+    return (feature.column,) if template is None else tuple(fields(template))
+
+
 def _read_feature(side: Side, place: str, item: Mapping[str, Any], default: Mapping[str, Any], found: list[str]) -> Any:
-    settings = _under(item, {key: section for key, section in default.items() if key in _SHARED[side]})
+    settings = _under(side, item, {key: section for key, section in default.items() if key in _SHARED[side]})
     faulty: list[Fault] = []
     kind = str(item.get("type"))
+    if kind not in _kinds(side) and (near := faults.closest(kind, _kinds(side))):
+        found.append(f"{place}.type: {faults.no_such_value(f'{side}.type', kind, _kinds(side))}")
+        _read_feature(side, place, {**item, "type": near}, default, found)
+        return None
     if side == "input_features" and kind in _STORED:
         required = not place.startswith("defaults.")
         settings["encoder"] = _encoder(kind, settings.get("encoder"), faulty, required=required)
@@ -110,22 +128,31 @@ def _read_feature(side: Side, place: str, item: Mapping[str, Any], default: Mapp
     return None if faulty else feature
 
 
-def _under(item: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+def _under(side: Side, item: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
     """The feature with the default sections under its own; a section of another type takes nothing from its default."""
     kind = str(item.get("type"))
     merged = {key: value for key, value in item.items() if value is not None or key in ("name", "type", "column")}
     for key, section in default.items():
-        own, shared = faults.with_type(merged.get(key, {})), faults.with_type(section)
+        own, shared = faults.with_type(merged.get(key, {})), faults.with_type(section, _default_type(side, kind, key))
         if not isinstance(own, Mapping) or not isinstance(shared, Mapping):
             merged.setdefault(key, shared)
-        elif own.get("type", shared.get("type")) == shared.get("type"):
+        elif "type" not in own or own["type"] == shared.get("type", own["type"]):
             merged[key] = {**shared, **own}
     for key in ("encoder", "decoder", "loss"):
         if key in merged and not (key == "encoder" and kind in _STORED):
-            merged[key] = faults.with_type(merged[key], _DEFAULT_TYPES.get((kind, key)))
+            merged[key] = faults.with_type(merged[key], _default_type(side, kind, key))
     if merged.get("column", "") is None:
         del merged["column"]
     return merged
+
+
+def _default_type(side: Side, kind: str, key: str) -> str | None:
+    """The type of a section that names none; None where it must."""
+    for option in faults.classes(_CLASSES[side]):
+        if kind in faults.tags(option) and key in option.model_fields:
+            default: str | None = getattr(option.model_fields[key].default, "type", None)
+            return default
+    return None
 
 
 def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> Any:
@@ -147,21 +174,30 @@ def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> A
         if adapter is not None:
             faulty.append(Fault(("encoder", "adapter"), f"{_NO_END_TO_END}; leave it out"))
         value = {key: item for key, item in value.items() if key not in ("trainable", "adapter")}
-    try:
-        parsed = parse_settings(value)
-        if isinstance(parsed, ImageSettings) == (kind == "image"):
-            return parsed
+    parsed, wrong = _parsed(value, types)
+    written = value.get("type") if isinstance(value, Mapping) else None
+    if isinstance(value, Mapping) and any(fault.path == _TYPE for fault in wrong):
+        if near := faults.closest(str(written), types):
+            wrong += [fault for fault in _parsed({**value, "type": near}, types)[1] if fault.path != _TYPE]
+    elif parsed is not None and isinstance(parsed, ImageSettings) != (kind == "image"):
         other = "images" if kind == "text" else "text"
-        why = f"{parsed.type!r} is an encoder of {other}; choose one of {', '.join(types)}"
-        faulty.append(Fault(("encoder", "type"), why))
+        wrong.append(Fault(_TYPE, f"{written!r} is an encoder of {other}; choose one of {', '.join(types)}"))
+    faulty += wrong
+    return stand_in if wrong else parsed
+
+
+def _parsed(value: Any, types: tuple[str, ...]) -> tuple[Any, list[Fault]]:
+    try:
+        return parse_settings(value), []
     except ConfigError as error:
+        wrong = []
         for line in str(error).splitlines():
             path, _, why = line.partition(": ")
             why = why.replace(", ".join(ENCODER_TYPES), ", ".join(types))
             if why == "unknown key":
                 why += nearest(path.rpartition(".")[2], ("trainable", "adapter"))
-            faulty.append(Fault(tuple(path.split(".")), why))
-    return stand_in
+            wrong.append(Fault(tuple(path.split(".")), why))
+        return None, wrong
 
 
 def _holds(settings: Any, path: faults.Path) -> bool:

@@ -22,7 +22,6 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         "hyperopt": "not supported yet; leave it out and run train once per setting, with --set",
         "model_type": "not supported yet; leave it out: every model is encoders, combiner, decoders (Ludwig's ecd)",
         "ludwig_version": "has no meaning here; leave it out",
-        "training": "is called trainer",
         **dict.fromkeys(("base_model", "prompt", "adapter", "quantization", "generation", "model_parameters"), _NO_LLM),
     },
     "trainer": {
@@ -81,14 +80,7 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         **dict.fromkeys(("sample_ratio", "sample_size"), "not supported yet; train on a smaller file"),
         "oversample_minority": "not supported yet; weight classes in the output's loss instead",
         "undersample_majority": "not supported yet; weight classes in the output's loss instead",
-        "split_probabilities": "is written split: {type: random, probabilities: […]}",
-        "force_split": "is written split: {type: random}",
-        "stratify": "is written split: {type: stratify, column: …}",
         "global_max_sequence_length": "not supported yet; set max_sequence_length under encoder",
-        **{
-            kind: f"belongs under defaults.{kind}.preprocessing"
-            for kind in ("text", "number", "category", "binary", "image", "set", "vector", "sequence")
-        },
     },
     "input_features": {
         **dict.fromkeys(
@@ -172,13 +164,11 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
     ),
     "output_features": {
         "encoder": "an output has a decoder",
-        "calibration": _LATER,
         "dependencies": _FLOW,
         "reduce_input": _FLOW,
         "reduce_dependencies": _FLOW,
         "default_validation_metric": "not supported yet; use trainer.validation_field and trainer.validation_metric",
         "num_fc_layers": "belongs under decoder",
-        "clip": _LATER,
         "active": _LATER,
         "proc_column": _LATER,
     },
@@ -191,37 +181,27 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
             "bias_initializer",
             "clip",
             "fc_bias_initializer",
-            "fc_layers",
             "fc_norm_params",
-            "fc_use_bias",
             "fc_weights_initializer",
             "input_size",
+            "mc_dropout_samples",
             "num_classes",
-            "use_bias",
             "weights_initializer",
         ),
         _LATER,
     ),
-    "output_features.loss": dict.fromkeys(
-        (
-            "class_similarities",
-            "class_similarities_temperature",
-            "confidence_penalty",
-            "label_smoothing",
-            "robust_lambda",
-        ),
-        _LATER,
-    ),
+    "output_features.loss": {
+        **dict.fromkeys(("class_similarities", "class_similarities_temperature"), _LATER),
+        "robust_lambda": "only rescales the loss, which moves no optimum; leave it out, and for noisy labels use "
+        "confidence_penalty, or label_smoothing of softmax_cross_entropy",
+    },
     "combiner": dict.fromkeys(
         (
             "batch_ensemble",
             "batch_ensemble_size",
             "bias_initializer",
-            "flatten_inputs",
             "norm_params",
             "num_batch_ensemble_members",
-            "residual",
-            "use_bias",
             "weights_initializer",
         ),
         _LATER,
@@ -233,8 +213,8 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
-    "input_features.type": (*("set", "vector", "bag", "sequence", "audio", "timeseries", "date", "h3", "numerical"),),
-    "output_features.type": ("text", "set", "vector", "sequence", "timeseries", "image", "category_distribution"),
+    "input_features.type": (*("set", "vector", "bag", "sequence", "audio", "timeseries", "date", "h3"),),
+    "output_features.type": ("text", "sequence", "timeseries", "image", "category_distribution"),
     "input_features.encoder.type": ("sparse", "passthrough", "target", "hash"),
     "input_features.preprocessing.normalization": ("iq",),
     "input_features.preprocessing.missing_value_strategy": (
@@ -242,14 +222,13 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "output_features.preprocessing.missing_value_strategy": ("fill_with_const",),
     "output_features.preprocessing.normalization": ("iq",),
-    "output_features.decoder.type": ("mlp_classifier", "mc_dropout_samples", "projector", "tagger", "generator"),
+    "output_features.decoder.type": ("tagger", "generator", "passthrough"),
     "output_features.loss.type": (
-        *("sigmoid_cross_entropy", "corn", "focal", "poly", "entmax", "mean_absolute_percentage_error"),
-        *("root_mean_squared_error", "root_mean_squared_percentage_error"),
+        *("corn", "entmax", "entmax15_loss", "sparsemax", "entropic_open_set", "objectosphere", "nt_xent"),
     ),
     "combiner.type": (
-        *("sequence", "sequence_concat", "tabnet", "transformer", "tabtransformer", "ft_transformer", "comparator"),
-        *("project_aggregate", "gated_fusion", "cross_attention", "perceiver", "hypernetwork", "tabpfn_v2"),
+        *("sequence", "sequence_concat", "tabnet", "tabtransformer", "cross_attention", "perceiver", "hypernetwork"),
+        "tabpfn_v2",
     ),
     "combiner.norm": ("ghost",),
     "trainer.optimizer.type": (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cachestore.dataset import Dataset
+from cachestore.dataset import Dataset, open_dataset
 from cachestore.store import Store
 from trainer import checkpoint, loop, pins, report
 from trainer.apply import evaluate, predict
@@ -45,7 +45,8 @@ def train(
     The run pins what it is trained on in the store, where the store may be written. ``store``: an open one, or the path of one
     that is opened and closed again; by default that of the commands.
     """
-    config = config if isinstance(config, Config) else load_config(config)
+    data = open_dataset(data)
+    config = config if isinstance(config, Config) else load_config(config, data=data)
     sources = {"train": data, "validation": validation, "test": test}
     given = {name: source for name, source in sources.items() if source is not None}
     with opened(store) as there:
