@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.metrics import COMBINED
-from trainer.report.curves import area, precision_recall, reliability, roc
+from trainer.report.curves import precision_recall, reliability, roc
 from trainer.report.figures import Bars, Figure, Histogram, Matrix, Plot, Series
 from trainer.report.files import RunFiles
 from trainer.report.kept import Outcome
@@ -68,7 +68,14 @@ def by_epoch(run: RunFiles, output: str, metric: str, label: str, mark: tuple[fl
                 (epoch, value) for epoch, value in zip(found.epochs, values, strict=True) if not math.isnan(value)
             ]
             series.append(Series(split, [x for x, _ in points], [y for _, y in points], color))
-    return Plot(f"{spoken(metric)}: {label}", "epoch", spoken(metric), series, mark=mark, whole_x=True)
+    return Plot(
+        f"{spoken(metric)[0].upper()}{spoken(metric)[1:]}: {label}",
+        "epoch",
+        spoken(metric),
+        series,
+        mark=mark,
+        whole_x=True,
+    )
 
 
 def spoken(metric: str) -> str:
@@ -106,7 +113,7 @@ def targets(name: str, kind: str, state: Mapping[str, Any], by_split: Mapping[st
         half = _BAR_CLASSES // 2
         order = np.concatenate([order[:half], order[-half:]])
         note = f"The {half} classes with most rows and the {half} with fewest, of {len(labels)}."
-    chosen = [labels[place] for place in map(int, order)]
+    chosen = [labels[place] for place in order.tolist()]
     values = {split: found[order].tolist() for split, found in counts.items()}
     return Bars(f"Rows by class: {name}", "rows", chosen, values, note)
 
@@ -121,14 +128,14 @@ def matrix(labels: Sequence[str], counts: NDArray[np.int64]) -> Matrix:
     """A confusion matrix; of very many classes, those with most mistakes."""
     totals = counts.sum(axis=1)
     note = ""
-    chosen = np.arange(len(labels))
+    chosen = np.argsort([_number_of(label) for label in labels], kind="stable")
     if len(labels) > _MATRIX_CLASSES:
         wrong = totals - np.diag(counts)
         chosen = np.sort(np.argsort(-wrong, kind="stable")[:40])
         note = f"The 40 classes with most mistakes, of {len(labels)}."
     return Matrix(
         "Confusion matrix",
-        [labels[place] for place in chosen],
+        [labels[place] for place in chosen.tolist()],
         counts[np.ix_(chosen, chosen)].tolist(),
         note=(note + " Shade: share of the rows of the true class.").strip(),
         totals=totals[chosen].tolist(),
@@ -142,11 +149,11 @@ def _binary(labels: Sequence[str], outcome: Outcome) -> list[Figure]:
     if scores is None:
         return figures
     if 0 < is_true.sum() < len(is_true):
-        x, y = roc(scores, is_true)
+        x, y, area = roc(scores, is_true)
         recall, precision, average = precision_recall(scores, is_true)
         share = float(is_true.mean())
         figures += [
-            _roc_plot([Series(f"area {area(x, y):.4f}", x, y)]),
+            _roc_plot([Series(f"area {area:.4f}", x, y)]),
             _precision_plot([Series(f"average precision {average:.4f}", recall, precision)], share),
         ]
     figures.append(_reliability_plot(scores, is_true, f"probability of {labels[1]!r}", f"share that is {labels[1]!r}"))
@@ -165,18 +172,18 @@ def _category(labels: Sequence[str], outcome: Outcome) -> list[Figure]:
         scores = scores.astype(np.float32)
         every = np.zeros(scores.shape, np.bool_)
         every[np.arange(len(scores)), outcome.target] = True
-        x, y = roc(scores.ravel(), every.ravel())
+        x, y, area = roc(scores.ravel(), every.ravel())
         recall, precision, average = precision_recall(scores.ravel(), every.ravel())
-        roc_series = [Series(f"all classes, area {area(x, y):.4f}", x, y)]
+        roc_series = [Series(f"all classes, area {area:.4f}", x, y)]
         recall_series = [Series(f"all classes, average precision {average:.4f}", recall, precision)]
         if len(labels) <= _CURVE_CLASSES:
             for color, label in enumerate(labels, 1):
                 is_true = every[:, color - 1]
                 if 0 < is_true.sum() < len(is_true):
-                    x, y = roc(scores[:, color - 1], is_true)
-                    roc_series.append(Series(f"{label}, {area(x, y):.4f}", x, y, color))
+                    x, y, area = roc(scores[:, color - 1], is_true)
+                    roc_series.append(Series(f"{label}: {area:.4f}", x, y, color))
                     recall, precision, average = precision_recall(scores[:, color - 1], is_true)
-                    recall_series.append(Series(f"{label}, {average:.4f}", recall, precision, color))
+                    recall_series.append(Series(f"{label}: {average:.4f}", recall, precision, color))
         figures += [_roc_plot(roc_series), _precision_plot(recall_series, None)]
     if outcome.probability is not None:
         right = outcome.target == outcome.predicted
@@ -254,6 +261,14 @@ def _reliability_plot(probabilities: NDArray[Any], right: NDArray[np.bool_], x_l
     ]
     note = f"Expected calibration error {short(found.error)} over bins of 0.1; on the diagonal, probabilities can be believed."
     return Plot("Calibration", x_label, y_label, series, (0, 1), (0, 1), note=note)
+
+
+def _number_of(label: str) -> float:
+    """Classes that are numbers stand in their order; others, as they came, behind them."""
+    try:
+        return float(label)
+    except ValueError:
+        return math.inf
 
 
 def _shares(counts: Sequence[int]) -> list[float]:

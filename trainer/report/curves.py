@@ -12,20 +12,15 @@ Floats: TypeAlias = NDArray[np.float64]
 _POINTS: Final = 200  # of a curve: as many as a plot can show
 
 
-def roc(scores: NDArray[Any], is_true: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """False and true positive rates, from (0, 0) to (1, 1), over falling thresholds; equal scores are one step.
+def roc(scores: NDArray[Any], is_true: NDArray[np.bool_]) -> tuple[Floats, Floats, float]:
+    """False and true positive rates, from (0, 0) to (1, 1), over falling thresholds, equal scores being one step; the area.
 
     Fawcett 2006, An introduction to ROC analysis, algorithm 1. Both classes must occur.
     """
     true, false = _cumulated(scores, is_true)
     x = np.concatenate([[0.0], false / false[-1]])
     y = np.concatenate([[0.0], true / true[-1]])
-    return _thinned(x, y)
-
-
-def area(x: Floats, y: Floats) -> float:
-    """The area under a curve by the trapezoidal rule."""
-    return float(np.trapezoid(y, x))
+    return (*_thinned(x, y), float(np.trapezoid(y, x)))
 
 
 def precision_recall(scores: NDArray[Any], is_true: NDArray[np.bool_]) -> tuple[Floats, Floats, float]:

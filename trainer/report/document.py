@@ -15,7 +15,7 @@ from trainer.report.charts import spoken
 from trainer.report.files import RunFiles
 from trainer.report.kept import Outcome
 from trainer.report.mistakes import Contents
-from trainer.report.numbers import seconds, short
+from trainer.report.numbers import measure, seconds, short
 
 _PAIRS: Final = 12
 _FEW_CLASSES: Final = 12
@@ -30,7 +30,7 @@ def document(run: RunFiles, mistakes: Mapping[str, np.ndarray[Any, Any]], conten
     for place, output in enumerate(outputs):
         parts = _output(run, output, mistakes.get(output["name"]), contents)
         if parts:
-            sections.append((f"output-{place}", f"{output['name']} ({output['type']})", parts))
+            sections.append((f"output-{place}", f"Output: {output['name']}", parts))
     sections.append(("data", "Data", _data(run)))
     sections.append(("lineage", "Lineage", [html.pairs(_lineage(run))]))
     config = html.text(yaml_source.dump(dict(run.config)))
@@ -60,7 +60,7 @@ def _tiles(run: RunFiles) -> list[str]:
         steering = summary["validation_metric"] if summary["validation_field"] == name else None
         for metric in charts.headline(output["type"], metrics[name], steering)[: 4 if len(outputs) == 1 else 2]:
             label = f"{split} {spoken(metric)}" if len(outputs) == 1 else f"{name}: {split} {spoken(metric)}"
-            tiles.append(html.tile(label, short(metrics[name][metric]), interval(run, split, name, metric)))
+            tiles.append(html.tile(label, measure(metrics[name][metric]), interval(run, split, name, metric)))
     epochs = summary["epochs"]
     kept = f"kept: {summary['best_epoch']}" if summary["best_epoch"] != epochs else ""
     tiles.append(html.tile("epochs", f"{epochs:,}", kept))
@@ -73,7 +73,7 @@ def interval(run: RunFiles, split: str, output: str, metric: str) -> str:
     found = run.evaluation.get(split, {}).get(output, {}).get("intervals", {}).get(metric)
     if not found or any(value is None or not math.isfinite(value) for value in found):
         return ""
-    return f"{short(found[0])} to {short(found[1])}"
+    return f"{measure(found[0])} to {measure(found[1])}"
 
 
 def _metrics(run: RunFiles) -> str:
@@ -82,12 +82,12 @@ def _metrics(run: RunFiles) -> str:
     lines = dict.fromkeys(
         (output, metric) for found in metrics.values() for output, values in found.items() for metric in values
     )
+    several = len(run.config["output_features"]) > 1
     rows = [
         (
-            output if output != COMBINED else "all outputs",
-            spoken(metric),
+            (spoken(metric), ("all outputs" if output == COMBINED else output) if several else ""),
             *(
-                (short(metrics[split].get(output, {}).get(metric)), interval(run, split, output, metric))
+                (measure(metrics[split].get(output, {}).get(metric)), interval(run, split, output, metric))
                 if metric in metrics[split].get(output, {})
                 else ""
                 for split in splits
@@ -96,7 +96,7 @@ def _metrics(run: RunFiles) -> str:
         for output, metric in lines
     ]
     note = '<p class="note">The smaller figures are 95 % intervals, of resampled rows.</p>' if run.evaluation else ""
-    return html.table(("output", "metric", *splits), rows, numeric=2) + note
+    return html.table(("metric", *splits), rows) + note
 
 
 def _training_facts(run: RunFiles) -> str:
@@ -133,7 +133,7 @@ def _output(
     if facts is None or kept is None or name not in kept.outputs:
         return ['<p class="note">The run kept no predictions: no row was held out, or an older version trained it.</p>']
     state, outcome = run.states[name], kept.outputs[name]
-    of = f"Of the {kept.of:,} {facts.split} rows"
+    of = f"A {kind} output, on the {kept.of:,} {facts.split} rows"
     sampled = f"; {len(kept.rows):,} of them, at even distances, are kept" if len(kept.rows) < kept.of else ""
     parts = [f'<p class="note">{of}{sampled}.</p>', html.figures(charts.outcomes(kind, state, outcome))]
     labels = state.get("labels") or state.get("vocabulary")
@@ -160,9 +160,9 @@ def _classes(labels: Sequence[str], outcome: Outcome) -> str:
                 labels[place],
                 mixed,
                 f"{rows_of[place]:,}",
-                short(right[place] / said[place]) if said[place] else "–",
-                short(right[place] / rows_of[place]) if rows_of[place] else "–",
-                short(f1[place]),
+                measure(right[place] / said[place]) if said[place] else "–",
+                measure(right[place] / rows_of[place]) if rows_of[place] else "–",
+                measure(f1[place]),
             )
         )
     found = html.table(

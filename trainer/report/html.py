@@ -53,7 +53,7 @@ def _figure(figure: Figure) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], numeric: int = 1, tall: bool = False) -> str:
     """A table whose columns from ``numeric`` on are numbers. A cell that is a pair has its second part beneath the first."""
-    kinds = [' class="n"' if place >= numeric else "" for place in range(len(head))]
+    kinds = [' class="n"' if place >= numeric else ' class="t"' for place in range(len(head))]
     titles = "".join(f"<th{kind}>{text(name)}</th>" for kind, name in zip(kinds, head, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{_cell(value)}</td>" for kind, value in zip(kinds, row, strict=True)) + "</tr>"
@@ -81,5 +81,5 @@ def section(anchor: str, title: str, parts: Sequence[str]) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, tuple):
         first, second = value
-        return f"{text(first)}<small>{text(second)}</small>"
+        return f"{text(first)}<small>{text(second)}</small>" if second else text(first)
     return text(value)

@@ -11,6 +11,8 @@ def short(value: float | None) -> str:
     """About four significant digits: ``0.9286``, ``12.35``, ``1,235``, ``1.2e-05``; an en dash for what is not defined."""
     if value is None or not math.isfinite(value):
         return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
     size = abs(value)
     if value == 0:
         return "0"
@@ -21,6 +23,11 @@ def short(value: float | None) -> str:
     if size < 100:
         return f"{value:.4g}" if value != int(value) else str(int(value))
     return f"{value:,.1f}" if size < 1000 and value != int(value) else f"{value:,.0f}"
+
+
+def measure(value: float | None) -> str:
+    """A metric: four decimals below 10, so that those of a column stand beneath each other."""
+    return f"{value:.4f}" if value is not None and abs(value) < 10 else short(value)
 
 
 def seconds(value: float) -> str:

@@ -10,8 +10,8 @@ from trainer.report.figures import Bars, Figure, Histogram, Matrix, Plot, Range,
 from trainer.report.numbers import short, tick_labels, ticks
 
 PALETTE: Final = 6
-_WIDTH, _HEIGHT = 460, 300
-_CHAR = 6.1  # the width of a character of 11 px, on average
+_WIDTH, _HEIGHT = 420, 280
+_CHAR = 6.6  # the width of a character, on average: of 11 px, and on a phone of 12.5
 _LABEL: Final = 24  # characters of a class that are shown
 
 
@@ -37,7 +37,7 @@ class _Axes:
     """Where values lie on the canvas, and the frame around them."""
 
     def __init__(
-        self, x: Range, y: Range, x_label: str, y_label: str, legend: Sequence[tuple[str, int]], whole_x: bool = False
+        self, x: Range, y: Range, x_label: str, y_label: str, legend: Sequence[tuple[str, str]], whole_x: bool = False
     ) -> None:
         self._x, self._y = _spread(x), _spread(y)
         self._x_ticks = ticks(*self._x, 7, whole_x)
@@ -77,28 +77,19 @@ class _Axes:
         parts.append(
             f'<text class="label" transform="translate(12 {height:.1f}) rotate(-90)" text-anchor="middle">{y_label}</text>'
         )
-        for line, row in enumerate(self._legend):
-            for x, name, color in row:
-                y = 14 + 18 * line
-                parts.append(f'<path class="s{color} line" d="M{x:.1f} {y - 4}h14"/>')
-                parts.append(f'<text x="{x + 19:.1f}" y="{y}">{escape(name)}</text>')
-        return parts
+        return parts + _entries(self._legend)
 
-    def mark(self, value: float, name: str) -> list[str]:
-        """A vertical line at an x, with its name at the foot of it."""
-        at = self.x(value)
-        left = at > (self._left + self._right) / 2
-        place, anchor = (at - 5, "end") if left else (at + 5, "start")
-        return [
-            f'<path class="mark" d="M{at:.1f} {self._top}V{self._bottom}"/>',
-            f'<text class="note" x="{place:.1f}" y="{self._bottom - 6}" text-anchor="{anchor}">{escape(name)}</text>',
-        ]
+    def mark(self, value: float) -> str:
+        """A vertical line at an x."""
+        return f'<path class="mark" d="M{self.x(value):.1f} {self._top}V{self._bottom}"/>'
 
 
 def _plot(plot: Plot) -> str:
     every_x = [value for series in plot.series for value in series.x]
     every_y = [value for series in plot.series for value in series.y]
-    named = [(series.name, series.color) for series in plot.series if series.name]
+    named = [(series.name, f"s{series.color} line") for series in plot.series if series.name]
+    if plot.mark is not None:
+        named.append((plot.mark[1], "mark"))
     axes = _Axes(
         plot.x_range or _bounds(every_x, 0.0 if plot.whole_x else 0.03),
         plot.y_range or _bounds(every_y, 0.05),
@@ -109,10 +100,10 @@ def _plot(plot: Plot) -> str:
     )
     parts = axes.frame()
     if plot.mark is not None:
-        parts += axes.mark(*plot.mark)
+        parts.append(axes.mark(plot.mark[0]))
     for series in plot.series:
         parts += _series(series, axes, plot)
-    return _svg(plot.title, _WIDTH, _HEIGHT, parts)
+    return _svg(plot.title, _WIDTH, _HEIGHT, parts, "chart")
 
 
 def _series(series: Series, axes: _Axes, plot: Plot) -> list[str]:
@@ -135,7 +126,7 @@ def _series(series: Series, axes: _Axes, plot: Plot) -> list[str]:
 def _histogram(figure: Histogram) -> str:
     edges = figure.edges
     highest = max((count for counts in figure.counts.values() for count in counts), default=1)
-    names = [(name, color) for color, name in enumerate(figure.counts)]
+    names = [(name, f"s{color} line") for color, name in enumerate(figure.counts)]
     axes = _Axes(
         (edges[0], edges[-1]), (0, highest or 1), figure.x_label, figure.y_label, names if len(names) > 1 else []
     )
@@ -151,23 +142,19 @@ def _histogram(figure: Histogram) -> str:
                     f'<rect class="f{color}" x="{left + share * color + 0.5:.1f}" y="{top:.1f}" '
                     f'width="{max(share - 1, 0.6):.1f}" height="{bottom - top:.1f}"><title>{escape(told)}</title></rect>'
                 )
-    return _svg(figure.title, _WIDTH, _HEIGHT, parts)
+    return _svg(figure.title, _WIDTH, _HEIGHT, parts, "chart")
 
 
 def _bars(figure: Bars) -> str:
     names = list(figure.values)
-    legend = _legend([(name, color) for color, name in enumerate(names)] if len(names) > 1 else [])
+    legend = _legend([(name, f"s{color} line") for color, name in enumerate(names)] if len(names) > 1 else [])
     top = 8 + 18 * len(legend)
     thick = 14 if len(names) == 1 else 9
     row = thick * len(names) + 7
     left = 8 + max(len(cut(label)) for label in figure.labels) * _CHAR
     highest = max((value for values in figure.values.values() for value in values), default=1) or 1
     room = _WIDTH - left - 58
-    parts = [
-        f'<path class="s{color} line" d="M{x:.1f} {10 + 18 * line}h14"/><text x="{x + 19:.1f}" y="{14 + 18 * line}">{escape(name)}</text>'
-        for line, entries in enumerate(legend)
-        for x, name, color in entries
-    ]
+    parts = _entries(legend)
     for place, label in enumerate(figure.labels):
         y = top + place * row
         parts.append(
@@ -182,15 +169,17 @@ def _bars(figure: Bars) -> str:
             parts.append(
                 f'<text class="small" x="{left + width + 5:.1f}" y="{at + thick / 2 + 3:.1f}">{short(value)}</text>'
             )
-    return _svg(figure.title, _WIDTH, int(top + len(figure.labels) * row + 4), parts)
+    return _svg(figure.title, _WIDTH, int(top + len(figure.labels) * row + 4), parts, "chart")
 
 
 def _matrix(figure: Matrix) -> str:
     labels = figure.labels
-    size = next(pixels for most, pixels in ((3, 72), (6, 48), (14, 36), (24, 26), (9999, 13)) if len(labels) <= most)
+    size = next(
+        pixels for most, pixels in ((3, 84), (6, 52), (14, 36), (24, 26), (50, 14), (9999, 11)) if len(labels) <= most
+    )
     numbers = size >= 26
     shown = [cut(label, 16 if len(labels) <= 6 else _LABEL) for label in labels]
-    widest = max(map(len, shown)) * (_CHAR if numbers else 5.4)
+    widest = max(map(len, shown)) * (_CHAR if numbers else 5.2)
     flat = len(labels) <= 6 and max(map(len, shown)) * _CHAR <= size  # the names of columns fit beside each other
     left, top = 30 + widest, 40 if flat else 28 + widest
     end = len(labels) * size
@@ -214,12 +203,12 @@ def _matrix(figure: Matrix) -> str:
             f'<text{kind} transform="translate({left + at + shift:.1f} {top - 6:.1f}){turn}" text-anchor="{anchor}">{name}{title}</text>'
         )
         for other, count in enumerate(figure.counts[place]):
-            if not count:
+            if not count and size < 52:
                 continue
-            share = count / totals[place]
+            share = count / max(totals[place], 1)
             color = 0 if place == other else 1
             told = f"{label} → {labels[other]}: {count:,} of {totals[place]:,} ({share:.1%})"
-            strength = 0.12 + 0.88 * share
+            strength = 0.12 + 0.88 * share if count else 0
             parts.append(
                 f'<rect class="f{color}" fill-opacity="{strength:.2f}" x="{left + other * size + 0.5:.1f}" '
                 f'y="{top + place * size + 0.5:.1f}" width="{size - 1}" height="{size - 1}"><title>{escape(told)}</title></rect>'
@@ -233,17 +222,25 @@ def _matrix(figure: Matrix) -> str:
     return _svg(figure.title, int(left + end + 6), int(top + end + 6), parts)
 
 
-def _legend(names: Sequence[tuple[str, int]]) -> list[list[tuple[float, str, int]]]:
-    """The rows of a legend: the place, shortened name and colour of each entry."""
-    rows: list[list[tuple[float, str, int]]] = []
+def _entries(rows: Sequence[Sequence[tuple[float, str, str]]]) -> list[str]:
+    return [
+        f'<path class="{kind}" d="M{x:.1f} {10 + 18 * line}h14"/><text x="{x + 19:.1f}" y="{14 + 18 * line}">{escape(name)}</text>'
+        for line, row in enumerate(rows)
+        for x, name, kind in row
+    ]
+
+
+def _legend(names: Sequence[tuple[str, str]]) -> list[list[tuple[float, str, str]]]:
+    """The rows of a legend: the place, shortened name and kind of line of each entry."""
+    rows: list[list[tuple[float, str, str]]] = []
     x = float(_WIDTH)
-    for name, color in names:
+    for name, kind in names:
         shown = cut(name, 40)
         width = 30 + len(shown) * _CHAR
         if x + width > _WIDTH:
             rows.append([])
             x = 34.0
-        rows[-1].append((x, shown, color))
+        rows[-1].append((x, shown, kind))
         x += width
     return rows
 
@@ -261,8 +258,8 @@ def _spread(given: Range) -> Range:
     return low - room, high + room
 
 
-def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
+def _svg(title: str, width: int, height: int, parts: Sequence[str], kind: str = "") -> str:
     return (
-        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+        f'<svg class="{kind}" role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
         f"{''.join(parts)}</svg>"
     )
