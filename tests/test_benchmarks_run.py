@@ -13,6 +13,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 SMALL: dict[str, dict[str, Any]] = {
     "bench_build": {"rows": 20, "stored_rows": 300, "turns": 1},
     "bench_concurrent": {"rows": 300, "processes": 2, "turns": 1},
+    "bench_headline": {"rows": 40, "test_rows": 10, "epochs": 1, "slice_rows": 20, "turns": 1},
     "bench_images": {"rows": 8, "turns": 1},
     "bench_known_rows": {"rows": 500, "turns": 1},
     "bench_step": {"rows": 256, "epochs": 1, "turns": 1},
