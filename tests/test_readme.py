@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -65,8 +66,8 @@ SECTIONS = (
     *(
         training.TrainerConfig,
         training.Scheduler,
-        training.AdamW,
-        training.SGD,
+        training.GradientClipping,
+        *get_args(get_args(training.Optimizer)[0]),
         preparation.RandomSplit,
         preparation.FixedSplit,
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,28 @@ class Batch:
     inputs: Mapping[str, Tensor]
     missing: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
+
+
+class Batches(Protocol):
+    """The rows of a split, in batches."""
+
+    @property
+    def targets(self) -> Mapping[str, Tensor]:
+        """By output feature, one row per row; empty when predicting."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Every row once, in an order drawn from ``generator``."""
+
+    def in_order(self, batch_size: int) -> Iterator[Batch]:
+        """Every row once, first to last."""
 
 
 @dataclass(frozen=True)

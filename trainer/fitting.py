@@ -2,75 +2,189 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import nn
 
-from cachestore.errors import ConfigError
-from trainer.batches import CachedBatches
+from cachestore.errors import ConfigError, nearest
+from trainer import optim
+from trainer.batches import Batches
+from trainer.frozen import Frozen
+from trainer.layers import Dropout
 from trainer.loop import FitSettings
 from trainer.model import Model
-from trainer.optim import Adam, Optimizer, Sgd, auto_learning_rate
+from trainer.optim import Clipping, Lbfgs, Optimizer, Penalty, Plateau, Schedule, auto_learning_rate, functional
+from trainer.range_test import range_test
 from trainer.schema import Config
-from trainer.schema.training import SGD, AdamW
+from trainer.schema import optimizers as chosen
+from trainer.schema.training import Scheduler, TrainerConfig
 
 # Linear head on MiniLM vectors, 20 epochs at the auto learning rate, best validation accuracy and seconds on one core:
 # banking77 32 0.931 18.9, 64 0.931 8.3, 128 0.929 5.6, 256 0.924 5.3, 1024 0.908 3.4
 # sentence polarity 32 0.770 9.9, 64 0.768 6.7, 128 0.766 2.9, 256 0.768, 1024 0.759
 AUTO_BATCH_SIZE: Final = 128
+_ROWS_AT_ONCE: Final = 4096  # of lbfgs, whose steps see all rows
 _MEASURED_ROWS: Final = 4096
 
+_MAKERS: Final[Mapping[type[Frozen], Callable[..., Optimizer]]] = {
+    chosen.Adadelta: functional.adadelta,
+    chosen.Adafactor: functional.adafactor,
+    chosen.Adagrad: functional.adagrad,
+    chosen.Adamax: functional.adamax,
+    chosen.Muon: functional.Muon,
+    chosen.NAdam: functional.nadam,
+    chosen.RAdam: functional.radam,
+    chosen.RMSprop: functional.rmsprop,
+}
 
-def build_optimizer(config: Config, model: Model) -> Optimizer:
+
+def build_optimizer(config: Config, model: Model) -> Optimizer | Lbfgs:
     """The optimizer of ``config`` on the parameters of ``model``."""
     settings = config.trainer.optimizer
-    parameters = model.parameters()
-    if isinstance(settings, SGD):
-        return Sgd(
-            parameters,
-            momentum=settings.momentum,
-            dampening=settings.dampening,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
+    if isinstance(settings, chosen.LBFGS):
+        return Lbfgs(
+            model.parameters(),
+            max_iter=settings.max_iter,
+            max_eval=settings.max_eval,
+            tolerance_grad=settings.tolerance_grad,
+            tolerance_change=settings.tolerance_change,
+            history_size=settings.history_size,
+            line_search=settings.line_search_fn is not None,
         )
-    return Adam(
-        parameters,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        amsgrad=settings.amsgrad,
-        decoupled=isinstance(settings, AdamW),
-    )
+    return _by_steps(settings, model.parameters())
 
 
-def fit_settings(config: Config, model: Model, train: CachedBatches) -> FitSettings:
+def _by_steps(settings: chosen.StepOptimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    match settings:
+        case chosen.Adam() | chosen.AdamW():
+            return optim.Adam(
+                parameters,
+                betas=settings.betas,
+                eps=settings.eps,
+                weight_decay=settings.weight_decay,
+                amsgrad=settings.amsgrad,
+                decoupled=isinstance(settings, chosen.AdamW),
+            )
+        case chosen.SGD():
+            return optim.Sgd(
+                parameters,
+                momentum=settings.momentum,
+                dampening=settings.dampening,
+                weight_decay=settings.weight_decay,
+                nesterov=settings.nesterov,
+            )
+    make: Callable[..., Optimizer] = _MAKERS[type(settings)]
+    return make(parameters, **settings.model_dump(exclude={"type"}))  # the settings of each are its keywords
+
+
+def fit_settings(config: Config, model: Model, train: Batches) -> FitSettings:
     """Settings of the loop. Raises ConfigError for a learning rate or batch size that cannot go with the rest."""
     trainer = config.trainer
-    rate = trainer.learning_rate
-    if rate == "auto":
-        if isinstance(trainer.optimizer, SGD):
-            raise ConfigError(
-                "trainer.learning_rate: auto is measured for adam and adamw, not for sgd; set a number, such as 0.1"
-            )
-        rate = auto_learning_rate(_magnitude(model, train), _hidden(config))
-    batch_size = AUTO_BATCH_SIZE if trainer.batch_size == "auto" else trainer.batch_size
-    if batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
-        raise ConfigError("trainer.batch_size: 1 leaves batch norm nothing to average; set at least 2, or norm: layer")
+    batch_size, accumulation = _batch_sizes(trainer)
+    _check_model(trainer, model, batch_size)
     field = trainer.validation_field or config.output_features[0].name
-    return FitSettings(
+    kind, strength = trainer.regularization_type or "", trainer.regularization_lambda
+    clipping = trainer.gradient_clipping
+    settings = FitSettings(
         epochs=trainer.epochs,
+        steps=trainer.train_steps,
         batch_size=batch_size,
-        learning_rate=rate,
+        accumulation=accumulation,
+        learning_rate=trainer.learning_rate if isinstance(trainer.learning_rate, float) else 0.0,
         validation_field=field,
         validation_metric=trainer.validation_metric or model.decoder(field).default_metric,
         eval_batch_size=trainer.eval_batch_size,
-        warmup_fraction=trainer.learning_rate_scheduler.warmup_fraction,
-        decay=trainer.learning_rate_scheduler.decay,
+        schedule=_schedule(trainer.learning_rate_scheduler),
+        plateau=_plateau(trainer.learning_rate_scheduler, model, field),
+        clipping=Clipping(clipping.clipglobalnorm, clipping.clipnorm, clipping.clipvalue),
+        penalty=Penalty(l1=strength if "l1" in kind else 0.0, l2=strength if "l2" in kind else 0.0),
         early_stop=trainer.early_stop,
         mixed_precision=trainer.use_mixed_precision,
         evaluate_training_set=trainer.evaluate_training_set,
         seed=config.random_seed,
+    )
+    if trainer.learning_rate == "auto":
+        settings = replace(settings, learning_rate=_auto(config, model, train))
+    elif trainer.learning_rate == "range_test":
+        assert not isinstance(trainer.optimizer, chosen.LBFGS)  # the config's own check
+        optimizer = _by_steps(trainer.optimizer, model.parameters())
+        settings = replace(settings, learning_rate=range_test(model, train, optimizer, settings))
+    return settings
+
+
+def _batch_sizes(trainer: TrainerConfig) -> tuple[int, int]:
+    """Rows at once, and how many times their gradients are added up before a step."""
+    whole, size, times = trainer.effective_batch_size, trainer.batch_size, trainer.gradient_accumulation_steps
+    usual = min(
+        _ROWS_AT_ONCE if isinstance(trainer.optimizer, chosen.LBFGS) else AUTO_BATCH_SIZE,
+        trainer.max_batch_size,
+    )
+    if whole == "auto":
+        return (usual if size == "auto" else size), (1 if times == "auto" else times)
+    if size != "auto":
+        return size, whole // size
+    times = 1 if times == "auto" else times
+    return whole // times, times
+
+
+def _check_model(trainer: TrainerConfig, model: Model, batch_size: int) -> None:
+    modules = list(model.modules())
+    averaging = any(isinstance(module, nn.BatchNorm1d) for module in modules)
+    if batch_size == 1 and averaging:
+        raise ConfigError("trainer.batch_size: 1 leaves batch norm nothing to average; set at least 2, or norm: layer")
+    if isinstance(trainer.optimizer, chosen.LBFGS):
+        if any(isinstance(module, Dropout) for module in modules):
+            raise ConfigError(
+                "trainer.optimizer.type: lbfgs needs a loss that does not change by itself; set dropout to 0"
+            )
+        if averaging:
+            raise ConfigError("trainer.optimizer.type: lbfgs cannot go with norm: batch; use norm: layer, or none")
+
+
+def _auto(config: Config, model: Model, train: Batches) -> float:
+    optimizer = config.trainer.optimizer
+    if isinstance(optimizer, chosen.LBFGS):
+        return 1.0
+    if not isinstance(optimizer, chosen.Adam | chosen.AdamW):
+        raise ConfigError(
+            f"trainer.learning_rate: auto is measured for adam and adamw, not for {optimizer.type}; "
+            "set a number, such as 0.1 for sgd, or range_test"
+        )
+    return auto_learning_rate(_magnitude(model, train), _hidden(config))
+
+
+def _schedule(scheduler: Scheduler) -> Schedule:
+    return Schedule(
+        scheduler.decay,
+        warmup_fraction=scheduler.warmup_fraction,
+        warmup_steps=scheduler.warmup_steps,
+        warmup_epochs=scheduler.warmup_evaluations,
+        decay_rate=scheduler.decay_rate,
+        decay_steps=scheduler.decay_steps,
+        staircase=scheduler.staircase,
+        power=scheduler.power,
+        least=scheduler.eta_min,
+    )
+
+
+def _plateau(scheduler: Scheduler, model: Model, field: str) -> Plateau | None:
+    if not scheduler.reduce_on_plateau:
+        return None
+    names = model.decoder(field).metric_names
+    if (metric := scheduler.reduce_eval_metric) not in names:
+        raise ConfigError(
+            f"trainer.learning_rate_scheduler.reduce_eval_metric: the output {field!r} has no {metric!r}"
+            f"{nearest(metric, names)}; choose one of {', '.join(names)}"
+        )
+    return Plateau(
+        times=scheduler.reduce_on_plateau,
+        patience=scheduler.reduce_on_plateau_patience,
+        factor=scheduler.reduce_on_plateau_rate,
+        metric=metric,
+        split="train" if scheduler.reduce_eval_split == "training" else "validation",
     )
 
 
@@ -78,8 +192,8 @@ def _hidden(config: Config) -> bool:
     return bool(config.combiner.layers()) or any(output.decoder.layers() for output in config.output_features)
 
 
-def _magnitude(model: Model, train: CachedBatches) -> float:
+def _magnitude(model: Model, train: Batches) -> float:
     """The mean over rows of the sum of absolute inputs."""
     with torch.no_grad():
-        batch = next(train.in_order(_MEASURED_ROWS))
+        batch = next(iter(train.in_order(_MEASURED_ROWS)))
         return float(sum(vector.abs().sum().item() for vector in model.encode(batch).values()) / batch.rows)

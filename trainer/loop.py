@@ -5,29 +5,36 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TypeAlias
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from cachestore.errors import DataError, TrainingDiverged
-from trainer.batches import Batch, CachedBatches, bounds
+from trainer.batches import Batch, Batches, bounds
+from trainer.full_batch import FullBatch
 from trainer.metrics import COMBINED, better
 from trainer.model import Model, Output
-from trainer.optim import Decay, Optimizer, learning_rate_at
+from trainer.optim import Clipping, Gradients, Lbfgs, Optimizer, Penalty, Plateau, Schedule
+from trainer.precision import Scaler, autocast, half
+from trainer.resume import ResumeState
+from trainer.tally import Metrics, Tally
 
-Metrics: TypeAlias = dict[str, dict[str, float]]  # output feature → metric → value
+__all__ = ["EpochDone", "FitResult", "FitSettings", "Metrics", "Tally", "evaluate", "fit", "predict", "seeded"]
 
 _EVALUATION_ROWS = 1024
 _SHARED_FLOP = 100_000_000  # of one step, forward and backward
-_PENDING_SCORES = 1 << 22  # scores kept before they are reduced to what the metrics need: 16 MiB
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How ``fit`` trains; every value is resolved."""
+    """How ``fit`` trains; every value is resolved.
+
+    ``steps`` ends training within an epoch; without it there are ``epochs``. One step of the optimizer takes the
+    gradients of ``accumulation`` batches.
+    """
 
     epochs: int
     batch_size: int
@@ -35,8 +42,12 @@ class FitSettings:
     validation_field: str
     validation_metric: str
     eval_batch_size: int | None = None
-    warmup_fraction: float = 0.0
-    decay: Decay | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+    plateau: Plateau | None = None
+    clipping: Clipping = field(default_factory=Clipping)
+    penalty: Penalty = field(default_factory=Penalty)
+    accumulation: int = 1
+    steps: int | None = None
     early_stop: int = 5
     mixed_precision: bool = False
     evaluate_training_set: bool = False
@@ -58,192 +69,229 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What ``fit`` did. The model holds the weights of ``best_epoch``: the last one when there was no validation."""
+    """What ``fit`` did. The model holds the weights of ``best_epoch``: the last one when there was no validation.
+
+    ``metrics`` are those of that epoch, by split.
+    """
 
     epochs: int
     best_epoch: int
     seconds: float
+    metrics: Mapping[str, Metrics]
 
 
 def fit(
     model: Model,
-    train: CachedBatches,
-    validation: CachedBatches | None,
+    train: Batches,
+    validation: Batches | None,
     *,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Lbfgs,
     settings: FitSettings,
     on_epoch: Callable[[EpochDone], None],
+    resume: ResumeState | None = None,
+    save: Callable[[ResumeState], None] | None = None,
 ) -> FitResult:
     """Train until the epochs are done or ``early_stop`` epochs in a row brought no better validation metric.
 
     Training metrics are those of the predictions made while the weights moved, unless ``evaluate_training_set``.
+    ``save`` is given the state of the loop after every epoch, whose tensors change with the next step; a fit with
+    ``resume`` goes on from there, and ends with the weights of one that was never interrupted.
     Raises TrainingDiverged naming epoch, step and learning rate; DataError when the validation metric is undefined.
     """
     began = time.perf_counter()
-    per_epoch = len(bounds(train.rows, settings.batch_size))
-    order = torch.Generator().manual_seed(settings.seed)
-    best: _Best | None = None
-    epoch = 0
-    flop = 6 * settings.batch_size * sum(parameter.numel() for parameter in optimizer.parameters)
+    run = _Fit(model, train, optimizer, settings)
+    flop = 6 * min(settings.batch_size, train.rows) * sum(parameter.numel() for parameter in optimizer.parameters)
     with (
         _threads(flop),
         seeded(settings.seed),
     ):  # dropout draws from the global generator; the caller's is left as it was
-        for epoch in range(1, settings.epochs + 1):
+        if resume is not None:
+            run.load(resume)
+        while not run.over():
             epoch_began = time.perf_counter()
-            tally = Tally(model)
-            rates: list[float] = []
-            model.train()
-            for batch in train.shuffled(settings.batch_size, order):
-                step = (epoch - 1) * per_epoch + len(rates)
-                rate = learning_rate_at(
-                    step,
-                    settings.epochs * per_epoch,
-                    settings.learning_rate,
-                    warmup_fraction=settings.warmup_fraction,
-                    decay=settings.decay,
-                )
-                rates.append(rate)
-                with autocast(train, settings.mixed_precision):
-                    output = model(batch)
-                output.loss.backward()
-                optimizer.step(rate)
-                if tally.add(output, batch):
-                    _check(tally, epoch, rates)
-            _check(tally, epoch, rates)
+            run.done.epoch += 1
+            tally, rate, steps = run.train_epoch()
             seconds = time.perf_counter() - epoch_began
 
-            metrics = {"train": tally.metrics()}
-            if settings.evaluate_training_set:
+            metrics: dict[str, Metrics] = {}
+            if tally is None or settings.evaluate_training_set:
                 metrics["train"] = evaluate(model, train, settings.eval_batch_size, settings.mixed_precision)
+            else:
+                metrics["train"] = tally.metrics()
             if validation is not None:
                 metrics["validation"] = evaluate(model, validation, settings.eval_batch_size, settings.mixed_precision)
-                value = _value(metrics["validation"], settings)
-                if better(settings.validation_metric, value, best.value if best is not None else None):
-                    best = _Best(epoch, value, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+            run.judge(metrics)
             on_epoch(
                 EpochDone(
-                    epoch,
-                    settings.epochs,
+                    run.done.epoch,
+                    run.epochs,
                     metrics,
-                    learning_rate=rates[-1],
-                    steps_per_second=per_epoch / seconds,
+                    learning_rate=rate,
+                    steps_per_second=steps / seconds,
                     seconds=time.perf_counter() - epoch_began,
-                    best=best is None or best.epoch == epoch,
+                    best=run.done.best_epoch == run.done.epoch,
                 )
             )
-            if best is not None and 0 <= settings.early_stop <= epoch - best.epoch:
-                break
-    if best is not None:
-        model.load_state_dict(best.state)
-    return FitResult(epoch, best.epoch if best is not None else epoch, time.perf_counter() - began)
+            if save is not None:
+                save(run.state())
+    if run.best:
+        model.load_state_dict(run.best)
+    return FitResult(run.done.epoch, run.done.best_epoch, time.perf_counter() - began, run.done.best_metrics)
 
 
-def evaluate(
-    model: Model, batches: CachedBatches, batch_size: int | None = None, mixed_precision: bool = False
-) -> Metrics:
+@dataclass
+class _Counters:
+    """What a fit has done so far, without its tensors."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_value: float = math.nan
+    best_metrics: Mapping[str, Metrics] = field(default_factory=dict)
+    slowed: float = 1.0  # by plateaus
+    slowings: int = 0
+    plateau_epoch: int = 0
+    plateau_value: float = math.nan
+
+
+class _Fit:
+    """A fit under way: what it has done and what the next epoch depends on."""
+
+    def __init__(self, model: Model, train: Batches, optimizer: Optimizer | Lbfgs, settings: FitSettings) -> None:
+        self._model, self._train, self._optimizer, self._settings = model, train, optimizer, settings
+        lengths = [stop - start for start, stop in bounds(train.rows, settings.batch_size)]
+        every = settings.accumulation
+        groups = [lengths[first : first + every] for first in range(0, len(lengths), every)]
+        # of one step's loss, what each of its batches counts
+        self._shares = [length / sum(group) for group in groups for length in group] if every > 1 else []
+        self._per_epoch = 1 if isinstance(optimizer, Lbfgs) else len(groups)
+        self._steps = settings.epochs * self._per_epoch if settings.steps is None else settings.steps
+        self.epochs = -(-self._steps // self._per_epoch)
+        self._rate = settings.schedule.over(self._steps, self._per_epoch, settings.learning_rate)
+        self._gradients = Gradients(optimizer.parameters, settings.penalty, settings.clipping)
+        scaled = settings.mixed_precision and half(train.device) == torch.float16
+        self._scaler = Scaler(train.device) if scaled else None
+        self._order = torch.Generator().manual_seed(settings.seed)
+        self.best: dict[str, Tensor] = {}
+        self.done = _Counters()
+
+    def over(self) -> bool:
+        """Whether there is no epoch left to do."""
+        waited = self.done.epoch - self.done.best_epoch if self.best else 0
+        settled = isinstance(self._optimizer, Lbfgs) and self._optimizer.converged
+        return self.done.epoch >= self.epochs or 0 <= self._settings.early_stop <= waited > 0 or settled
+
+    def train_epoch(self) -> tuple[Tally | None, float, int]:
+        """The losses of the epoch, None where each step sees all rows; the rate of its last step; how many steps it had."""
+        if isinstance(self._optimizer, Lbfgs):
+            rate = self.done.slowed * self._rate(self.done.epoch - 1)
+            objective = FullBatch(self._model, self._train, self._settings.batch_size, self._settings.penalty)
+            self._optimizer.step(rate, objective)
+            if not objective.finite:
+                raise _diverged(self.done.epoch, objective.passes, rate)
+            return None, rate, objective.passes
+        first = (self.done.epoch - 1) * self._per_epoch
+        steps = min(self._per_epoch, self._steps - first)
+        return *self._pass(self._optimizer, first, steps), steps
+
+    def _pass(self, optimizer: Optimizer, first: int, steps: int) -> tuple[Tally, float]:
+        model, settings, every, device = self._model, self._settings, self._settings.accumulation, self._train.device
+        tally = Tally(model)
+        rates: list[float] = []  # by batch
+        model.train()
+        batches = self._train.shuffled(settings.batch_size, self._order)
+        for batch in islice(batches, steps * every) if steps < self._per_epoch else batches:
+            place = len(rates)
+            rates.append(self.done.slowed * self._rate(first + place // every))
+            with autocast(device, settings.mixed_precision):
+                output = model(batch)
+            loss = output.loss if every == 1 else output.loss * self._shares[place]
+            (loss if self._scaler is None else self._scaler.scaled(loss)).backward()
+            if every == 1 or len(rates) % every == 0 or len(rates) == len(self._shares):
+                if self._scaler is None or self._scaler.unscale(optimizer.parameters):
+                    self._gradients.settle()
+                    optimizer.step(rates[-1])
+                else:
+                    model.zero_grad()
+            if tally.add(output, batch):
+                _check(tally, self.done.epoch, rates)
+        _check(tally, self.done.epoch, rates)
+        return tally, rates[-1]
+
+    def judge(self, metrics: Mapping[str, Metrics]) -> None:
+        """Keep the weights if they are the best so far, and slow down where the metrics stand still."""
+        if "validation" in metrics:
+            value = _value(metrics["validation"], self._settings)
+            if better(self._settings.validation_metric, value, self.done.best_value if self.best else None):
+                self.best = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+                self.done.best_epoch, self.done.best_value, self.done.best_metrics = self.done.epoch, value, metrics
+        else:
+            self.done.best_epoch, self.done.best_metrics = self.done.epoch, metrics
+        if (plateau := self._settings.plateau) is not None:
+            found = metrics[plateau.split]
+            whole = found.get(COMBINED) or next(iter(found.values()))
+            value = (whole if plateau.metric == "loss" else found[self._settings.validation_field])[plateau.metric]
+            if better(plateau.metric, value, self.done.plateau_value if self.done.plateau_epoch else None):
+                self.done.plateau_epoch, self.done.plateau_value = self.done.epoch, value
+            elif self.done.epoch - self.done.plateau_epoch > plateau.patience and self.done.slowings < plateau.times:
+                self.done.slowed, self.done.slowings = self.done.slowed * plateau.factor, self.done.slowings + 1
+                self.done.plateau_epoch = self.done.epoch
+
+    def state(self) -> ResumeState:
+        """All that the next epoch depends on; tensors are shared, not copied."""
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "model": self._model.state_dict(),
+            "best": self.best,
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": {} if self._scaler is None else self._scaler.state_dict(),
+            "generator": {"order": self._order.get_state(), "cpu": torch.get_rng_state()},
+        }
+        if torch.cuda.is_available():
+            groups["generator"] = {**groups["generator"], "cuda": torch.cuda.get_rng_state()}
+        return ResumeState(asdict(self.done), groups)
+
+    def load(self, state: ResumeState) -> None:
+        """Stand where the fit stood that gave ``state``."""
+        self.done = _Counters(**state.counters)
+        groups = state.tensors
+        self._model.load_state_dict(dict(groups["model"]))
+        self.best = dict(groups["best"])
+        self._optimizer.load_state_dict(dict(groups["optimizer"]))
+        if self._scaler is not None:
+            self._scaler.load_state_dict(dict(groups["scaler"]))
+        self._order.set_state(groups["generator"]["order"])
+        torch.set_rng_state(groups["generator"]["cpu"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(groups["generator"]["cuda"])
+
+
+def evaluate(model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False) -> Metrics:
     """Loss and metrics of every output feature over all rows."""
     with _threads(2 * (batch_size or _EVALUATION_ROWS) * _size(model)):
         tally = Tally(model)
-        for batch, output in _outputs(model, batches, batch_size, mixed_precision):
+        for batch, output in outputs(model, batches, batch_size, mixed_precision):
             tally.add(output, batch)
         return tally.metrics()
 
 
 def predict(
-    model: Model, batches: CachedBatches, batch_size: int | None = None, mixed_precision: bool = False
+    model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False
 ) -> dict[str, Tensor]:
     """What each decoder predicts of every row, in order: probabilities or values, float32 on the CPU."""
     parts: dict[str, list[Tensor]] = {name: [] for name in model.outputs}
     with _threads(2 * (batch_size or _EVALUATION_ROWS) * _size(model)):
-        for _, output in _outputs(model, batches, batch_size, mixed_precision):
+        for _, output in outputs(model, batches, batch_size, mixed_precision):
             for name, scores in output.scores.items():
                 parts[name].append(model.decoder(name).predict(scores).cpu())
     return {name: torch.cat(tensors) for name, tensors in parts.items()}
 
 
-def autocast(batches: CachedBatches, mixed_precision: bool) -> AbstractContextManager[object]:
-    """bfloat16 autocast on the device of ``batches``; nothing when it is not asked for."""
-    return torch.autocast(batches.device.type, dtype=torch.bfloat16) if mixed_precision else nullcontext()
-
-
-class Tally:
-    """Losses and predictions of a pass over the data, kept on the device and read once at its end.
-
-    Scores wait unreduced, which costs a step nothing, until there are many of them.
-    """
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self._pending: list[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = []
-        self._pending_scores = 0
-        self._observed: dict[str, list[dict[str, Tensor]]] = {name: [] for name in model.outputs}
-        self._losses: dict[str, list[Tensor]] = {name: [] for name in model.outputs}
-        self._weights: dict[str, list[Tensor | int]] = {name: [] for name in model.outputs}
-        self._totals: list[Tensor] = []
-
-    def add(self, output: Output, batch: Batch) -> bool:
-        """Take one batch; returns whether the scores that waited were reduced now, a good moment to look at losses."""
-        assert output.loss is not None  # a batch without targets is a bug of the caller
-        self._totals.append(output.loss.detach())
-        for name, loss in output.losses.items():
-            self._losses[name].append(loss.detach())
-        scores = {name: tensor.detach() for name, tensor in output.scores.items()}
-        self._pending.append((scores, batch.targets))
-        self._pending_scores += sum(tensor.numel() for tensor in scores.values())
-        if self._pending_scores < _PENDING_SCORES:
-            return False
-        self._reduce()
-        return True
-
-    def first_bad_step(self) -> int | None:
-        """The first step, from 0, whose loss is NaN or infinite."""
-        bad = (~torch.isfinite(torch.stack(self._totals))).nonzero()
-        return int(bad[0].item()) if len(bad) else None
-
-    def metrics(self) -> Metrics:
-        """Of every output feature: its loss over all rows, however they were batched, and its decoder's metrics."""
-        self._reduce()
-        found: Metrics = {}
-        for name, parts in self._observed.items():
-            observed = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-            found[name] = {"loss": self._loss(name), **self._model.decoder(name).metrics(observed)}
-        if len(found) > 1:
-            losses = (found[name]["loss"] * weight for name, weight in self._model.weights.items())
-            found[COMBINED] = {"loss": sum(losses, 0.0)}
-        return found
-
-    def _loss(self, name: str) -> float:
-        losses = torch.stack(self._losses[name]).double().cpu()
-        weights = torch.stack([torch.as_tensor(weight) for weight in self._weights[name]]).double().cpu()
-        return float((losses @ weights / weights.sum()).item())
-
-    def _reduce(self) -> None:
-        if self._pending:
-            for name, observed in self._observed.items():
-                decoder = self._model.decoder(name)
-                self._weights[name] += [decoder.loss_weight(targets[name]) for _, targets in self._pending]
-                scores = torch.cat([scores[name] for scores, _ in self._pending])
-                targets = torch.cat([targets[name] for _, targets in self._pending])
-                observed.append(decoder.observe(scores, targets))
-            self._pending.clear()
-            self._pending_scores = 0
-
-
-@dataclass(frozen=True)
-class _Best:
-    epoch: int
-    value: float
-    state: dict[str, Tensor]
-
-
-def _outputs(
-    model: Model, batches: CachedBatches, batch_size: int | None, mixed_precision: bool
+def outputs(
+    model: Model, batches: Batches, batch_size: int | None, mixed_precision: bool
 ) -> Iterator[tuple[Batch, Output]]:
     model.eval()
     with torch.inference_mode():
         for batch in batches.in_order(batch_size or _EVALUATION_ROWS):
-            with autocast(batches, mixed_precision):
+            with autocast(batches.device, mixed_precision):
                 output = model(batch)
             yield batch, output
 
@@ -261,10 +309,14 @@ def _value(metrics: Metrics, settings: FitSettings) -> float:
 def _check(tally: Tally, epoch: int, rates: list[float]) -> None:
     step = tally.first_bad_step()
     if step is not None:
-        raise TrainingDiverged(
-            f"The loss is not finite at epoch {epoch}, step {step + 1} of it, at learning rate {rates[step]:g}. "
-            "Set a lower trainer.learning_rate, or a normalization for number features with very large values."
-        )
+        raise _diverged(epoch, step + 1, rates[step])
+
+
+def _diverged(epoch: int, step: int, rate: float) -> TrainingDiverged:
+    return TrainingDiverged(
+        f"The loss is not finite at epoch {epoch}, step {step} of it, at learning rate {rate:g}. "
+        "Set a lower trainer.learning_rate, or a normalization for number features with very large values."
+    )
 
 
 def _size(model: Model) -> int:

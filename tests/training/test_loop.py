@@ -16,7 +16,7 @@ from trainer.decoders import BinaryRegressor, BinaryWeightedCrossEntropy
 from trainer.loop import EpochDone, FitResult, FitSettings, evaluate, fit, predict
 from trainer.metrics import COMBINED
 from trainer.model import Model
-from trainer.optim import Adam
+from trainer.optim import Adam, Schedule
 
 SETTINGS = FitSettings(
     epochs=4, batch_size=16, learning_rate=0.02, validation_field="kind", validation_metric="accuracy"
@@ -124,7 +124,7 @@ def test_early_stop_counts_epochs_without_improvement_and_restores_the_best_weig
 def test_early_stop_can_be_off_and_needs_a_validation_set() -> None:
     assert run(classifier(), kinds(40), kinds(20), epochs=25, early_stop=-1)[0].epochs == 25
     fitted, epochs = run(classifier(), kinds(40), None, epochs=25, early_stop=1)
-    assert fitted == FitResult(25, 25, fitted.seconds)
+    assert fitted == FitResult(25, 25, fitted.seconds, epochs[-1].metrics)
     assert "validation" not in epochs[-1].metrics
 
 
@@ -178,7 +178,7 @@ def test_the_weighted_binary_loss_is_torchs_over_all_rows_too(batch_size: int) -
 def test_many_scores_are_reduced_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = three_decoders(), three_outputs(53)
     whole = evaluate(model, rows, 8)
-    monkeypatch.setattr("trainer.loop._PENDING_SCORES", 60)
+    monkeypatch.setattr("trainer.tally._PENDING_SCORES", 60)
     assert evaluate(model, rows, 8) == whole
 
 
@@ -201,7 +201,7 @@ def test_predicting_needs_no_targets() -> None:
 @pytest.mark.parametrize("many", [False, True])
 def test_a_loss_that_is_not_finite_names_epoch_step_and_rate(many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if many:  # then it is seen within the epoch
-        monkeypatch.setattr("trainer.loop._PENDING_SCORES", 1)
+        monkeypatch.setattr("trainer.tally._PENDING_SCORES", 1)
     train = kinds(48)
     train.inputs["text"][:] = 1e30
     with pytest.raises(
@@ -220,7 +220,7 @@ def test_an_undefined_validation_metric_is_an_error_with_a_way_out() -> None:
 
 
 def test_the_learning_rate_follows_its_schedule_by_steps() -> None:
-    _, epochs = run(classifier(), kinds(64), epochs=4, warmup_fraction=0.5, decay="linear")
+    _, epochs = run(classifier(), kinds(64), epochs=4, schedule=Schedule("linear", warmup_fraction=0.5))
     # 16 steps, 8 of them warm-up; each epoch reports the rate of its last step
     assert [epoch.learning_rate / 0.02 for epoch in epochs] == pytest.approx([3 / 8, 7 / 8, 5 / 8, 1 / 8])
 

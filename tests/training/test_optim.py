@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.optim import Adam, Optimizer, Sgd, auto_learning_rate, learning_rate_at
+from tests.training.heads import classifier
+from tests.training.test_loop import SETTINGS, kinds
+from trainer.fitting import build_optimizer
+from trainer.loop import evaluate, fit
+from trainer.optim import Adam, Optimizer, Schedule, Sgd, auto_learning_rate, functional
+from trainer.schema import Config
+from trainer.schema.optimizers import Adadelta, StepOptimizer
+from trainer.schema.training import TrainerConfig
 
 STEPS = 60
 
@@ -19,7 +26,8 @@ def network() -> nn.Sequential:
 
 
 def rates() -> list[float]:
-    return [learning_rate_at(step, STEPS, 0.05, warmup_fraction=0.2, decay="cosine") for step in range(STEPS)]
+    rate = Schedule("cosine", warmup_fraction=0.2).over(STEPS, STEPS, 0.05)
+    return [rate(step) for step in range(STEPS)]
 
 
 def batches() -> list[Tensor]:
@@ -70,6 +78,86 @@ CASES: list[tuple[str, Callable[[Any], Optimizer], Callable[[Any], torch.optim.O
 ]
 
 
+CASES += [
+    (
+        "adadelta",
+        lambda p: functional.adadelta(p, rho=0.8, eps=1e-5, weight_decay=0.01),
+        lambda p: torch.optim.Adadelta(p, rho=0.8, eps=1e-5, weight_decay=0.01),
+    ),
+    (
+        "adafactor",
+        lambda p: functional.adafactor(p, beta2_decay=-0.7, eps=(None, 1e-3), d=1.5, weight_decay=0.01),
+        lambda p: torch.optim.Adafactor(p, beta2_decay=-0.7, d=1.5, weight_decay=0.01),
+    ),
+    (
+        "adagrad",
+        lambda p: functional.adagrad(p, initial_accumulator_value=0.1, lr_decay=0.01, eps=1e-9, weight_decay=0.01),
+        lambda p: torch.optim.Adagrad(
+            p, initial_accumulator_value=0.1, lr_decay=0.01, eps=1e-9, weight_decay=0.01, fused=False, foreach=False
+        ),
+    ),
+    (
+        "adamax",
+        lambda p: functional.adamax(p, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.01),
+        lambda p: torch.optim.Adamax(p, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.01),
+    ),
+    (
+        "nadam",
+        lambda p: functional.nadam(p, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.01, momentum_decay=0.01),
+        lambda p: torch.optim.NAdam(p, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.01, momentum_decay=0.01),
+    ),
+    (
+        "radam",
+        lambda p: functional.radam(p, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.01),
+        lambda p: torch.optim.RAdam(p, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.01),
+    ),
+    (
+        "rmsprop",
+        lambda p: functional.rmsprop(p, alpha=0.9, momentum=0.0, centered=False, eps=1e-7, weight_decay=0.01),
+        lambda p: torch.optim.RMSprop(p, alpha=0.9, eps=1e-7, weight_decay=0.01),
+    ),
+    (
+        "rmsprop with everything set",
+        lambda p: functional.rmsprop(p, alpha=0.9, momentum=0.5, centered=True, eps=1e-7, weight_decay=0.01),
+        lambda p: torch.optim.RMSprop(p, alpha=0.9, momentum=0.5, centered=True, eps=1e-7, weight_decay=0.01),
+    ),
+]
+
+
+def muon(parameters: Any) -> Optimizer:
+    return functional.Muon(
+        parameters,
+        momentum=0.9,
+        nesterov=True,
+        ns_steps=5,
+        adjust_lr_fn="match_rms_adamw",
+        betas=(0.9, 0.99),
+        eps=1e-8,
+        weight_decay=0.01,
+    )
+
+
+def test_muon_moves_matrices_as_torchs_class_does_and_biases_as_adamw() -> None:
+    mine, reference = network(), network()
+    found = train(mine, muon(mine.parameters()).step)
+    matrices = torch.optim.Muon(
+        [each for each in reference.parameters() if each.dim() == 2],
+        momentum=0.9,
+        adjust_lr_fn="match_rms_adamw",
+        weight_decay=0.01,
+    )
+    biases = torch.optim.AdamW(
+        [each for each in reference.parameters() if each.dim() == 1], betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+
+    def step(rate: float) -> None:
+        step_of(matrices)(rate)
+        step_of(biases)(rate)
+
+    expected = train(reference, step)
+    assert all(torch.equal(left, right) for left, right in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_the_weights_are_those_of_torchs_class_bit_for_bit(
     ours: Callable[[Any], Optimizer], theirs: Callable[[Any], torch.optim.Optimizer]
@@ -82,7 +170,7 @@ def test_the_weights_are_those_of_torchs_class_bit_for_bit(
         assert torch.equal(left, right)
 
 
-@pytest.mark.parametrize("make", [case[1] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize("make", [*(case[1] for case in CASES), muon], ids=[*(case[0] for case in CASES), "muon"])
 def test_the_state_continues_where_it_stood(make: Callable[[Any], Optimizer]) -> None:
     whole, halves = network(), network()
     whole_optimizer, first = make(whole.parameters()), make(halves.parameters())
@@ -98,7 +186,7 @@ def test_the_state_continues_where_it_stood(make: Callable[[Any], Optimizer]) ->
         assert torch.equal(left, right)
 
 
-@pytest.mark.parametrize("make", [case[1] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize("make", [*(case[1] for case in CASES), muon], ids=[*(case[0] for case in CASES), "muon"])
 def test_a_parameter_without_a_gradient_stays(make: Callable[[Any], Optimizer]) -> None:
     model, late = network(), nn.Parameter(torch.ones(3))
     optimizer = make([*model.parameters(), late])
@@ -111,36 +199,20 @@ def test_a_parameter_without_a_gradient_stays(make: Callable[[Any], Optimizer]) 
     assert not torch.equal(late, torch.ones(3))
 
 
+@pytest.mark.parametrize("settings", get_args(StepOptimizer), ids=lambda settings: settings.__name__)
+def test_every_optimizer_of_the_config_trains_with_its_defaults(settings: Any) -> None:
+    model, train = classifier(), kinds(100)
+    chosen = Config.model_construct(trainer=TrainerConfig(optimizer=settings()))
+    before = evaluate(model, train)["kind"]["loss"]
+    run = dataclasses.replace(SETTINGS, epochs=10, learning_rate=1.0 if settings is Adadelta else 0.05)
+    fit(model, train, None, optimizer=build_optimizer(chosen, model), settings=run, on_epoch=lambda _: None)
+    assert evaluate(model, train)["kind"]["loss"] < 0.8 * before
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = network()
     model[0].requires_grad_(False)
     assert len(Adam(model.parameters()).parameters) == len(Sgd(model.parameters()).parameters) == 2
-
-
-def test_warm_up_is_linear_from_zero_and_counts_steps() -> None:
-    found = [learning_rate_at(step, 100, 1.0, warmup_fraction=0.1) for step in range(12)]
-    assert found == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
-
-
-def test_linear_decay_begins_after_the_warm_up_and_would_end_at_zero() -> None:
-    found = [learning_rate_at(step, 10, 1.0, warmup_fraction=0.2, decay="linear") for step in range(10)]
-    assert found == pytest.approx([0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
-
-
-def test_cosine_decay_is_half_a_period() -> None:
-    found = [learning_rate_at(step, 8, 2.0, decay="cosine") for step in range(8)]
-    assert found[0] == 2.0
-    assert found[4] == pytest.approx(1.0)
-    assert all(later < earlier for earlier, later in pairwise(found))
-    assert 0 < found[-1] < 0.1
-
-
-def test_without_warm_up_or_decay_the_rate_is_constant() -> None:
-    assert {learning_rate_at(step, 7, 0.3) for step in range(7)} == {0.3}
-
-
-def test_a_run_that_is_all_warm_up_never_decays() -> None:
-    assert learning_rate_at(3, 4, 1.0, warmup_fraction=1.0, decay="linear") == pytest.approx(0.75)
 
 
 def test_the_auto_rate_falls_with_the_magnitude_of_the_inputs_and_with_depth() -> None:

@@ -2,74 +2,110 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from trainer.frozen import Frozen
 from trainer.schema.names import Share
+from trainer.schema.optimizers import LBFGS, SGD, Adam, AdamW, Optimizer
 
-Beta: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Adam(Frozen):
-    """Kingma and Ba 2015; weight decay enters the gradient."""
-
-    type: Literal["adam"] = "adam"
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: NonNegativeFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    amsgrad: bool = False
-
-
-class AdamW(Frozen):
-    """Loshchilov and Hutter 2019; weight decay beside the gradient. No decay unless asked, as in Ludwig."""
-
-    type: Literal["adamw"] = "adamw"
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: NonNegativeFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
-    amsgrad: bool = False
-
-
-class SGD(Frozen):
-    """Stochastic gradient descent."""
-
-    type: Literal["sgd"] = "sgd"
-    momentum: NonNegativeFloat = 0.0
-    dampening: NonNegativeFloat = 0.0
-    weight_decay: NonNegativeFloat = 0.0
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> SGD:
-        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
-            raise PydanticCustomError("nesterov", "nesterov: true needs a momentum greater than 0 and no dampening")
-        return self
-
-
-Optimizer: TypeAlias = Annotated[Adam | AdamW | SGD, Field(discriminator="type")]
+__all__ = ["LBFGS", "SGD", "Adam", "AdamW", "GradientClipping", "Optimizer", "Scheduler", "TrainerConfig"]
 
 
 class Scheduler(Frozen):
-    """Linear warm-up over a share of all steps, then no decay, a linear one or a cosine to 0."""
+    """A linear warm-up, then ``decay``, and a reduction where a metric stands still.
 
-    decay: Literal["linear", "cosine"] | None = None
+    The longest of ``warmup_fraction`` of all steps, ``warmup_steps`` and ``warmup_evaluations`` (epochs) counts.
+    """
+
+    decay: Literal["linear", "cosine", "one_cycle", "exponential", "inverse_sqrt", "polynomial"] | None = None
     warmup_fraction: Share = 0.0
+    warmup_steps: NonNegativeInt = 0
+    warmup_evaluations: NonNegativeFloat = 0
+    decay_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.96
+    decay_steps: PositiveInt = 10_000
+    staircase: bool = False
+    power: PositiveFloat = 1.0
+    eta_min: NonNegativeFloat = 0.0
+    reduce_on_plateau: NonNegativeInt = 0
+    reduce_on_plateau_patience: NonNegativeInt = 10
+    reduce_on_plateau_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    reduce_eval_metric: str = "loss"
+    reduce_eval_split: Literal["training", "validation"] = "training"
+
+
+class GradientClipping(Frozen):
+    """Limits of gradients before a step: the norm of all together, the norm of each parameter's, each value."""
+
+    clipglobalnorm: PositiveFloat | None = 0.5
+    clipnorm: PositiveFloat | None = None
+    clipvalue: PositiveFloat | None = None
+
+
+def _rate(data: dict[str, Any]) -> float:
+    return 1.0 if isinstance(data.get("optimizer"), LBFGS) else 0.001
+
+
+def _clipping(data: dict[str, Any]) -> GradientClipping:
+    return GradientClipping(clipglobalnorm=None) if isinstance(data.get("optimizer"), LBFGS) else GradientClipping()
 
 
 class TrainerConfig(Frozen):
-    """How the loop runs; ``early_stop`` counts epochs without a better validation metric, -1 is never."""
+    """How the loop runs; ``early_stop`` counts epochs without a better validation metric, -1 is never.
 
-    epochs: PositiveInt = 100
-    batch_size: PositiveInt | Literal["auto"] = "auto"
-    eval_batch_size: PositiveInt | None = None
-    learning_rate: PositiveFloat | Literal["auto"] = 0.001
-    learning_rate_scheduler: Scheduler = Scheduler()
+    ``train_steps`` takes the place of ``epochs``. ``effective_batch_size`` = ``batch_size`` ×
+    ``gradient_accumulation_steps``: a step takes the gradients of so many rows, so many at once. Other defaults for lbfgs:
+    a learning rate of 1, and no clipping.
+    """
+
     optimizer: Optimizer = Adam()
+    epochs: PositiveInt = 100
+    train_steps: PositiveInt | None = None
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    max_batch_size: PositiveInt = 2**40
+    effective_batch_size: PositiveInt | Literal["auto"] = "auto"
+    gradient_accumulation_steps: PositiveInt | Literal["auto"] = "auto"
+    eval_batch_size: PositiveInt | None = None
+    learning_rate: PositiveFloat | Literal["auto", "range_test"] = Field(default_factory=_rate)
+    learning_rate_scheduler: Scheduler = Scheduler()
+    gradient_clipping: GradientClipping = Field(default_factory=_clipping)
+    regularization_type: Literal["l1", "l2", "l1_l2"] | None = "l2"
+    regularization_lambda: NonNegativeFloat = 0.0
     early_stop: PositiveInt | Literal[-1] = 5
     use_mixed_precision: bool = False
     evaluate_training_set: bool = False
     validation_field: str | None = None
     validation_metric: str | None = None
+
+    @model_validator(mode="after")
+    def _sizes_multiply(self) -> TrainerConfig:
+        whole, size, times = self.effective_batch_size, self.batch_size, self.gradient_accumulation_steps
+        if whole == "auto":
+            return self
+        if size != "auto" and times != "auto" and size * times != whole:
+            why = f"batch_size × gradient_accumulation_steps is {size * times}, not effective_batch_size, {whole}; set two of the three"
+        elif size != "auto" and whole % size:
+            why = f"effective_batch_size: {whole} is no multiple of batch_size, {size}"
+        elif times != "auto" and whole % times:
+            why = f"effective_batch_size: {whole} is no multiple of gradient_accumulation_steps, {times}"
+        else:
+            return self
+        raise PydanticCustomError("batch_sizes", why)
+
+    @model_validator(mode="after")
+    def _lbfgs_has_the_true_gradient(self) -> TrainerConfig:
+        if not isinstance(self.optimizer, LBFGS):
+            return self
+        if self.gradient_clipping != GradientClipping(clipglobalnorm=None):
+            why = "gradient_clipping bends the gradients that lbfgs learns the curvature from; leave it out"
+        elif self.use_mixed_precision:
+            why = "use_mixed_precision is too coarse for the line search of lbfgs; leave it out"
+        elif self.learning_rate == "range_test":
+            why = "learning_rate: range_test has no meaning for lbfgs, which searches each step's length; leave it out"
+        elif self.effective_batch_size != "auto" or self.gradient_accumulation_steps != "auto":
+            why = "effective_batch_size and gradient_accumulation_steps have no meaning for lbfgs: every step sees all rows"
+        else:
+            return self
+        raise PydanticCustomError("lbfgs", why)

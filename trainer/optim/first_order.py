@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules of the frozen loop.
+"""Adam and stochastic gradient descent.
 
 Constructing any ``torch.optim.Optimizer`` imports torch._dynamo, about two seconds; torch's functional optimizers do
 not. They are the same kernels, so the weights equal those of the classes bit for bit.
@@ -6,9 +6,8 @@ not. They are the same kernels, so the weights equal those of the classes bit fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +15,7 @@ from torch.optim.adam import adam
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-Decay: TypeAlias = Literal["linear", "cosine"]
-
 _FUSED: Final = ("cpu", "cuda")
-
-
-class Optimizer(Protocol):
-    """Updates its parameters from their gradients."""
-
-    parameters: list[nn.Parameter]
-
-    def step(self, learning_rate: float) -> None:
-        """Update every parameter that has a gradient, then drop the gradients."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything but the parameters that the next step depends on; tensors are shared, not copied."""
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where the optimizer that gave ``state`` stood."""
 
 
 class Adam:
@@ -152,43 +134,3 @@ class Sgd:
         """Continue where the optimizer that gave ``state`` stood."""
         saved = [state.get(f"momentum.{i}") for i in range(len(self.parameters))]
         self._buffers = [None if buffer is None else buffer.clone() for buffer in saved]
-
-
-def learning_rate_at(
-    step: int, steps: int, learning_rate: float, *, warmup_fraction: float = 0.0, decay: Decay | None = None
-) -> float:
-    """The rate of optimizer step ``step`` (from 0) of ``steps``.
-
-    Linear from 0 over the first ``warmup_fraction`` of the steps, then ``decay`` to 0 over the steps that remain:
-    linear, or half a cosine period (Loshchilov and Hutter 2017, without restarts).
-    """
-    warmup = round(steps * warmup_fraction)
-    if step < warmup:
-        return learning_rate * step / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    match decay:
-        case None:
-            return learning_rate
-        case "linear":
-            return learning_rate * (1 - done)
-        case "cosine":
-            return learning_rate * (1 + math.cos(math.pi * done)) / 2
-
-
-def auto_learning_rate(magnitude: float, hidden: bool) -> float:
-    """What ``learning_rate: auto`` means to Adam and AdamW where inputs sum to ``magnitude`` in absolute value.
-
-    Adam moves every weight by about the learning rate, so one step moves a score by about rate × magnitude; what trains
-    well is a fixed size of that product. Measured on MiniLM vectors (magnitude 15.5, and 310 when scaled by 20) and hashed
-    bags of words (4.2), batch 128, 20 epochs, best validation accuracy, the rates of each row from low to high:
-
-        banking77, linear head      0.001 0.880, 0.003 0.916, 0.01 0.930, 0.03 0.930; × 20: 0.0003 0.923, 0.001 0.931
-        banking77, hashed, linear   0.001 0.733, 0.003 0.816, 0.01 0.838, 0.03 0.840, 0.1 0.839
-        banking77, hidden layer     0.0003 0.891, 0.001 0.920, 0.003 0.923, 0.01 0.922, 0.03 0.913; × 20: 0.0003 0.928
-        polarity, linear head       0.0003 0.744, 0.001 0.757, 0.003 0.759, 0.01 0.766, 0.03 0.768; × 20: 0.001 0.767
-        polarity, hidden layer      0.0003 0.768, 0.001 0.777, 0.003 0.767, 0.01 0.762, 0.03 0.754
-
-    Hence 0.15 / magnitude for a linear head (0.0097 on MiniLM), 0.03 / magnitude with hidden layers (0.0019).
-    """
-    product, highest = (0.03, 3e-3) if hidden else (0.15, 3e-2)
-    return min(highest, max(1e-4, product / max(magnitude, 1e-9)))

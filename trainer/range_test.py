@@ -1,0 +1,70 @@
+"""The learning-rate range test: short training at a rate that rises, and the rate at which the loss falls best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+
+from cachestore.errors import ConfigError
+from trainer.batches import Batch, Batches
+from trainer.loop import FitSettings, seeded
+from trainer.model import Model
+from trainer.optim import Gradients, Optimizer
+from trainer.precision import autocast
+
+_LOWEST: Final = 1e-6
+_HIGHEST: Final = 10.0
+_STEPS: Final = 100
+_SMOOTHING: Final = 0.9
+_LOST: Final = 4.0  # times the least loss: training has diverged
+
+
+def range_test(model: Model, train: Batches, optimizer: Optimizer, settings: FitSettings) -> float:
+    """The learning rate for ``model``, whose weights are put back after it (Smith 2017); ``optimizer`` is used up.
+
+    Over 100 batches the rate rises from 1e-6 to 10, evenly by its logarithm, until the loss is four times its least. The
+    rate is a tenth of the one with the least smoothed loss: beyond that one training is no longer stable. Depends on
+    the seed of ``settings`` alone. Raises ConfigError when no rate makes the loss fall.
+    """
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with seeded(settings.seed):
+        try:
+            found = list(_losses(model, train, optimizer, settings))
+        finally:
+            model.load_state_dict(before)
+            model.zero_grad()
+    best, least = min(found, key=lambda pair: pair[1])
+    if least >= found[0][1]:
+        raise ConfigError("trainer.learning_rate: range_test found no rate at which the loss falls; set a number")
+    return float(f"{best / 10:.2g}")
+
+
+def _losses(model: Model, train: Batches, optimizer: Optimizer, settings: FitSettings) -> Iterator[tuple[float, float]]:
+    """Rate and smoothed loss of each step."""
+    gradients = Gradients(optimizer.parameters, settings.penalty, settings.clipping)
+    batches = _endless(train, settings)
+    model.train()
+    mean, least = 0.0, math.inf
+    for step in range(_STEPS):
+        rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
+        with autocast(train.device, settings.mixed_precision):
+            output = model(next(batches))
+        loss = float(output.loss.detach())
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+        smoothed = mean / (1 - _SMOOTHING ** (step + 1))
+        if not math.isfinite(loss) or smoothed > _LOST * least:
+            return
+        least = min(least, smoothed)
+        yield rate, smoothed
+        output.loss.backward()
+        gradients.settle()
+        optimizer.step(rate)
+
+
+def _endless(train: Batches, settings: FitSettings) -> Iterator[Batch]:
+    order = torch.Generator().manual_seed(settings.seed)
+    while True:
+        yield from train.shuffled(settings.batch_size, order)
