@@ -26,6 +26,7 @@ from cli import (
     predict,
     repair,
     stats,
+    sweep,
     tag,
     train,
     verify,
@@ -59,6 +60,7 @@ app = typer.Typer(
 for name, module in {
     "build": build,
     "train": train,
+    "sweep": sweep,
     "predict": predict,
     "evaluate": evaluate,
     "ls": ls,

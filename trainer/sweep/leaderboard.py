@@ -1,0 +1,198 @@
+"""Candidates from best to worst, as plain values, CSV and a plot."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cachestore.errors import ConfigError
+from trainer.batches import Batches
+from trainer.checkpoint import plain
+from trainer.metrics import DIRECTIONS
+from trainer.schema.hyperopt import Hyperopt
+from trainer.sweep.plan import short
+from trainer.sweep.record import Result
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One candidate: the mean of the metric over its trials, their spread (the standard deviation of a sample, NaN of one)
+    and extremes. ``rank`` from 1; a candidate with a failed trial has none, and is told ``errors``."""
+
+    rank: int | None
+    candidate: int
+    values: Mapping[str, Any]
+    mean: float
+    spread: float
+    lowest: float
+    highest: float
+    trials: tuple[int, ...]
+    epochs: float
+    seconds: float
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Every candidate, best first, and what they are ranked by."""
+
+    field: str
+    metric: str
+    split: str
+    goal: str
+    standings: tuple[Standing, ...]
+
+    @property
+    def best(self) -> Standing | None:
+        """The first, None when every candidate failed."""
+        return next((standing for standing in self.standings if standing.rank is not None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return plain(asdict(self))  # type: ignore[no-any-return]
+
+    def to_csv(self) -> str:
+        """One line per candidate, one column per path."""
+        paths = list(dict.fromkeys(path for standing in self.standings for path in standing.values))
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["rank", "mean", "spread", "lowest", "highest", "trials", "epochs", "seconds", *paths, "error"])
+        for standing in self.standings:
+            numbers = (standing.mean, standing.spread, standing.lowest, standing.highest)
+            writer.writerow(
+                [
+                    "" if standing.rank is None else standing.rank,
+                    *("" if math.isnan(number) else f"{number:.6g}" for number in numbers),
+                    " ".join(f"{number:03}" for number in standing.trials),
+                    f"{standing.epochs:g}",
+                    f"{standing.seconds:.3f}",
+                    *(short(standing.values[path]) if path in standing.values else "" for path in paths),
+                    "; ".join(standing.errors),
+                ]
+            )
+        return out.getvalue()
+
+
+def rank(results: Sequence[Result], settings: Hyperopt, split: str) -> Leaderboard:
+    """The candidates by the mean of the metric of their trials. Raises ConfigError when no trial has such a metric."""
+    first = next((result for result in results if result.error is None), None)
+    field, metric, goal = "", "", ""
+    if first is not None:
+        field, metric = settings.output_feature or first.field, settings.metric or first.metric
+        goal = _goal(metric, settings.goal)
+    by_candidate: dict[int, list[Result]] = {}
+    for result in results:
+        by_candidate.setdefault(result.candidate, []).append(result)
+    found = [_standing(trials, field, metric, split) for trials in by_candidate.values()]
+    sign = -1 if goal == "maximize" else 1
+    found.sort(key=lambda each: (math.isnan(each.mean), sign * each.mean if not math.isnan(each.mean) else 0.0))
+    ranked = [
+        each if math.isnan(each.mean) else Standing(**{**each.__dict__, "rank": place})
+        for place, each in enumerate(found, 1)
+    ]
+    return Leaderboard(field, metric, split, goal, tuple(ranked))
+
+
+def check(settings: Hyperopt, field: str, metrics: Sequence[str], split: str, batches: Mapping[str, Batches]) -> None:
+    """Raises ConfigError when trials cannot be ranked, before any is trained: no such rows, or no such metric.
+
+    ``field`` is the output that picks epochs, ``metrics`` those that it has.
+    """
+    if split not in batches:
+        raise ConfigError(
+            f"hyperopt.split: there are no {split} rows to rank trials by. Give them by --{split} or preprocessing.split"
+        )
+    asked = settings.output_feature or field
+    if settings.metric is not None and asked == field and settings.metric not in metrics:
+        raise ConfigError(f"hyperopt.metric: {field!r} has no {settings.metric!r}; choose one of {', '.join(metrics)}")
+    if settings.metric is not None:
+        _goal(settings.metric, settings.goal)
+
+
+def plot(board: Leaderboard, results: Sequence[Result]) -> str:
+    """An SVG of the candidates, best on top: every trial a dot, the mean a bar's end, the values as its label."""
+    shown = [standing for standing in board.standings if standing.rank is not None][:50]
+    value_of = {result.number: _value(result, board.field, board.metric, board.split) for result in results}
+    numbers = [value_of[number] for standing in shown for number in standing.trials]
+    low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
+    margin = (high - low or abs(high) or 1.0) * 0.06
+    low, high = low - margin, high + margin
+    left, width, line, top = 380, 420, 22, 56
+    height = top + line * max(1, len(shown)) + 34
+
+    def across(value: float) -> float:
+        return left + width * (value - low) / (high - low)
+
+    title = f"{board.metric} of {board.field}, {board.split}: {len(shown)} of {len(board.standings)} candidates"
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 30} {height}" '
+        'font-family="system-ui, sans-serif" font-size="12">',
+        "<style>text{fill:#222}.soft{fill:#667}.axis{stroke:#ccd}.bar{fill:#9db8e8}.dot{fill:#1d4ed8}"
+        "@media(prefers-color-scheme:dark){text{fill:#eee}.soft{fill:#99a}.axis{stroke:#445}.bar{fill:#2d4a80}.dot{fill:#93b4ff}}"
+        "</style>",
+        f'<text x="16" y="24" font-size="14" font-weight="600">{html.escape(title)}</text>',
+    ]
+    for step in range(5):
+        value = low + (high - low) * step / 4
+        x = across(value)
+        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 8}" y2="{height - 26}"/>')
+        parts.append(f'<text class="soft" x="{x:.1f}" y="{height - 10}" text-anchor="middle">{value:.4g}</text>')
+    for place, standing in enumerate(shown):
+        y = top + line * place + 8
+        name = ", ".join(f"{path.rpartition('.')[2]}={short(value)}" for path, value in standing.values.items())
+        label = name if len(name) <= 54 else name[:53] + "…"
+        parts.append(
+            f'<text x="{left - 10}" y="{y + 4}" text-anchor="end"><title>{html.escape(name)}</title>'
+            f"{html.escape(label or 'as configured')}</text>"
+        )
+        parts.append(
+            f'<rect class="bar" x="{left}" y="{y - 6}" width="{across(standing.mean) - left:.1f}" height="12" rx="2"/>'
+        )
+        parts += [
+            f'<circle class="dot" cx="{across(value_of[number]):.1f}" cy="{y}" r="3"><title>trial {number:03}: '
+            f"{value_of[number]:.6g}</title></circle>"
+            for number in standing.trials
+        ]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _standing(trials: Sequence[Result], field: str, metric: str, split: str) -> Standing:
+    values = [_value(result, field, metric, split) for result in trials if result.error is None]
+    errors = tuple(dict.fromkeys(result.error for result in trials if result.error is not None))
+    whole = not errors and not any(math.isnan(value) for value in values)
+    return Standing(
+        rank=None,
+        candidate=trials[0].candidate,
+        values=trials[0].values,
+        mean=statistics.fmean(values) if whole else math.nan,
+        spread=statistics.stdev(values) if whole and len(values) > 1 else math.nan,
+        lowest=min(values) if whole else math.nan,
+        highest=max(values) if whole else math.nan,
+        trials=tuple(result.number for result in trials),
+        epochs=statistics.fmean(result.epochs for result in trials),
+        seconds=sum(result.seconds for result in trials),
+        errors=errors or (() if whole else (f"{metric} is undefined",)),
+    )
+
+
+def _value(result: Result, field: str, metric: str, split: str) -> float:
+    if result.error is not None:
+        return math.nan
+    found = result.metrics.get(split, {}).get(field, {}).get(metric)
+    return math.nan if found is None else found
+
+
+def _goal(metric: str, goal: str | None) -> str:
+    own = "maximize" if DIRECTIONS.get(metric) == "max" else "minimize"
+    if goal is not None and metric in DIRECTIONS and goal != own:
+        better = "more" if own == "maximize" else "less"
+        raise ConfigError(
+            f"hyperopt.goal: {goal}, but {better} {metric} is better; leave goal out, it follows from metric"
+        )
+    return own

@@ -1,0 +1,193 @@
+"""The loop of several trials in one pass: as ``trainer.loop.fit`` of each, with their parameters stacked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+
+from cachestore.errors import CachestoreError, DataError, TrainingDiverged
+from trainer import loop
+from trainer.batches import Batches
+from trainer.layers import Dropout
+from trainer.loop import EpochDone, FitResult, FitSettings
+from trainer.model import Model
+from trainer.optim import Lbfgs, Optimizer
+from trainer.sweep.layers import Draws, Unstackable
+from trainer.sweep.stack import Stack, StackTally, shuffled, spread
+from trainer.tally import Metrics
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trial of a stack: its model with fresh weights, and how it is trained."""
+
+    model: Model
+    optimizer: Optimizer | Lbfgs
+    settings: FitSettings
+
+
+@dataclass
+class _Running:
+    """A trial under way."""
+
+    place: int
+    member: Member
+    optimizer: Optimizer
+    fit: loop._Fit
+    rates: list[float] = field(default_factory=list)
+
+
+def fit_together(
+    members: Sequence[Member],
+    train: Batches,
+    validation: Batches | None,
+    *,
+    on_epoch: Callable[[int, EpochDone], None],
+    on_end: Callable[[int, FitResult | CachestoreError], None],
+) -> None:
+    """Train all, as ``loop.fit`` trains each: with its own seed, order, dropout, rates, optimizer and early stop.
+
+    Both functions are told the place of the trial in ``members``; ``on_end`` when it leaves the stack: then its model holds
+    the weights of its best epoch, or it failed as it would alone. Raises Unstackable.
+    """
+    began = time.perf_counter()
+    settings = members[0].settings
+    running: list[_Running] = []
+    for place, member in enumerate(members):
+        if isinstance(member.optimizer, Lbfgs):
+            raise Unstackable("lbfgs has no step of its own gradients")
+        fit = loop._Fit(member.model, train, member.optimizer, member.settings)
+        running.append(_Running(place, member, member.optimizer, fit))
+    # equal seeds draw equal orders, equal seeds and rates equal masks
+    orders = {member.settings.seed: torch.Generator().manual_seed(member.settings.seed) for member in members}
+    draws = Draws([_seeded(each.member) for each in running], [_drawn_by(each.member) for each in running])
+    stack = Stack([member.model for member in members], draws)
+    flop = (
+        6 * min(settings.batch_size, train.rows) * sum(p.numel() for each in members for p in each.optimizer.parameters)
+    )
+    with loop._threads(flop):
+        while running:
+            epoch_began = time.perf_counter()
+            tally, steps = _pass(running, stack, train, orders)
+            seconds = time.perf_counter() - epoch_began
+            bad = tally.first_bad_steps()
+            measured = evaluate(stack, train, settings) if settings.evaluate_training_set else tally.metrics()
+            validated = None if validation is None else evaluate(stack, validation, settings)
+            ended: list[_Running] = []
+            for at, each in enumerate(running):
+                metrics: dict[str, Metrics] = {"train": measured[at]}
+                if validated is not None:
+                    metrics["validation"] = validated[at]
+                try:
+                    if (step := bad[at]) is not None:
+                        raise loop._diverged(each.fit.done.epoch, step + 1, each.rates[step])
+                    each.fit.judge(metrics)
+                except (TrainingDiverged, DataError) as error:
+                    ended.append(each)
+                    on_end(each.place, error)
+                    continue
+                done = each.fit.done
+                on_epoch(
+                    each.place,
+                    EpochDone(
+                        done.epoch,
+                        each.fit.epochs,
+                        metrics,
+                        learning_rate=each.rates[-1],
+                        steps_per_second=steps / seconds,
+                        seconds=time.perf_counter() - epoch_began,
+                        best=done.best_epoch == done.epoch,
+                    ),
+                )
+                if each.fit.over():
+                    if each.fit.best:
+                        each.member.model.load_state_dict(each.fit.best)
+                    ended.append(each)
+                    spent = time.perf_counter() - began
+                    on_end(each.place, FitResult(done.epoch, done.best_epoch, spent, done.best_metrics))
+            if ended:
+                places = [at for at, each in enumerate(running) if each not in ended]
+                running = [running[at] for at in places]
+                if running:
+                    draws = draws.of(places)
+                    orders = {each.member.settings.seed: orders[each.member.settings.seed] for each in running}
+                    stack = Stack([each.member.model for each in running], draws)
+
+
+def evaluate(stack: Stack, batches: Batches, settings: FitSettings) -> list[Metrics]:
+    """Of every trial its loss and metrics over all rows."""
+    stack.train(False)
+    tally = StackTally(stack)
+    with torch.inference_mode():
+        for batch in batches.in_order(settings.eval_batch_size or loop._EVALUATION_ROWS):
+            own = spread(batch)
+            tally.add(stack(own), own)
+    return tally.metrics()
+
+
+def obstacle(member: Member, device: torch.device) -> str | None:
+    """Why a trial cannot train together with others, None if it may."""
+    settings = member.settings
+    if isinstance(member.optimizer, Lbfgs):
+        return "lbfgs looks at all rows several times a step"
+    if settings.mixed_precision:
+        return "use_mixed_precision"
+    if settings.accumulation != 1:
+        return "gradient_accumulation_steps"
+    unknown = set(FitSettings.__dataclass_fields__) - _KNOWN
+    if unknown:
+        return f"the setting {', '.join(sorted(unknown))}"
+    if device.type != "cpu" and _rates(member.model):
+        return "dropout on a GPU draws from a generator that trials cannot have each their own of"
+    return None
+
+
+_KNOWN = {
+    *("epochs", "batch_size", "learning_rate", "validation_field", "validation_metric", "eval_batch_size", "schedule"),
+    *("plateau", "clipping", "penalty", "accumulation", "steps", "early_stop", "mixed_precision"),
+    *("evaluate_training_set", "seed"),
+}
+
+
+def _pass(
+    running: Sequence[_Running], stack: Stack, train: Batches, orders: Mapping[int, torch.Generator]
+) -> tuple[StackTally, int]:
+    tally = StackTally(stack)
+    for each in running:
+        each.fit.done.epoch += 1
+        each.rates.clear()
+    fit = running[0].fit
+    first = (fit.done.epoch - 1) * fit._per_epoch
+    steps = min(fit._per_epoch, fit._steps - first)
+    seeds = list(orders)
+    of = [seeds.index(each.member.settings.seed) for each in running]
+    stack.train(True)
+    batches = shuffled(train, running[0].member.settings.batch_size, list(orders.values()), of)
+    for step, batch in enumerate(islice(batches, steps) if steps < fit._per_epoch else batches):
+        output = stack(batch)
+        output.loss.sum().backward()  # type: ignore[no-untyped-call]
+        stack.share_gradients()
+        for each in running:
+            rate = each.fit.done.slowed * each.fit._rate(first + step)
+            each.rates.append(rate)
+            each.fit._gradients.settle()
+            each.optimizer.step(rate)
+        tally.add(output, batch)
+    return tally, steps
+
+
+def _seeded(member: Member) -> torch.Tensor:
+    return torch.Generator().manual_seed(member.settings.seed).get_state()
+
+
+def _drawn_by(member: Member) -> Any:
+    return member.settings.seed, _rates(member.model)
+
+
+def _rates(model: Model) -> tuple[float, ...]:
+    return tuple(module.rate for module in model.modules() if isinstance(module, Dropout))
