@@ -10,7 +10,7 @@ from cachestore.errors import nearest
 from trainer.decoders import BinaryDecoder, Classifier, Decoder, NumberDecoder, SetDecoder, VectorDecoder
 from trainer.feature_sections import Entry
 from trainer.metrics import ALIASES, COMBINED
-from trainer.schema.preparation import StratifySplit
+from trainer.schema.preparation import KFoldSplit, Preprocessing, StratifySplit
 
 _DECODERS: Final[Mapping[str, type[Decoder]]] = {
     "category": Classifier,
@@ -122,7 +122,7 @@ def _no_metric(metric: str, whose: str, metrics: Sequence[str]) -> str:
 
 def check_split(split: Any, entries: Sequence[Entry], found: list[str]) -> None:
     """A column that is a feature must be one with few values; any other is looked at when the data is read."""
-    if not isinstance(split, StratifySplit):
+    if not isinstance(split, StratifySplit | KFoldSplit):
         return
     for entry in entries:
         feature = entry.feature
@@ -132,3 +132,13 @@ def check_split(split: Any, entries: Sequence[Entry], found: list[str]) -> None:
                 "stratify needs a column of categories or of true and false"
             )
             return
+
+
+def check_balance(preprocessing: Preprocessing, outputs: Sequence[Entry], found: list[str]) -> None:
+    """Rows are repeated or left out for the classes of one output."""
+    for key in ("oversample_minority", "undersample_majority"):
+        if getattr(preprocessing, key) is None:
+            continue
+        kinds = [entry.kind for entry in outputs]
+        if len(kinds) != 1 or kinds[0] not in ("category", "binary"):
+            found.append(f"preprocessing.{key}: takes one output, a category or a binary; leave it out")

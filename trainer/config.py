@@ -17,7 +17,7 @@ from cachestore.dataset import Dataset
 from cachestore.errors import ConfigError
 from cachestore.yaml_source import shown
 from trainer import faults
-from trainer.checks import check_columns, check_data, check_split, choose_validation
+from trainer.checks import check_balance, check_columns, check_data, check_split, choose_validation
 from trainer.combiners import Combiner, ComparatorCombiner
 from trainer.feature_sections import check_defaults, read_features
 from trainer.older_forms import Rewriting, rewrite
@@ -88,10 +88,10 @@ def _read(data: Mapping[str, Any], found: list[str], dataset: Dataset | None) ->
             sections["trainer"] = sections["trainer"].model_copy(update=chosen)
     combiner = sections.get("combiner")
     if isinstance(combiner, ComparatorCombiner):
-        active = [entry for entry in inputs if entry.feature is None or getattr(entry.feature, "active", True)]
-        found.extend(combiner.unknown([entry.name for entry in active if entry.name is not None]))
+        found.extend(combiner.unknown([entry.name for entry in inputs if entry.name is not None]))
     if isinstance(sections.get("preprocessing"), Preprocessing):
         check_split(sections["preprocessing"].split, [*inputs, *outputs], found)
+        check_balance(sections["preprocessing"], outputs, found)
     if found:
         if dataset is not None:
             preprocessing = data.get("preprocessing")

@@ -76,7 +76,7 @@ def check_defaults(value: Any, found: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def read_features(side: Side, value: Any, defaults: Mapping[str, Mapping[str, Any]], found: list[str]) -> list[Entry]:
-    """Every feature of one side; what ``defaults`` gives to types that no feature here has is checked as well."""
+    """Every active feature of one side, inactive ones checked like them; what ``defaults`` gives to types that no feature here has is checked as well."""
     if value is None or value == []:
         found.append(f"{side}: is missing; a config needs at least one, a mapping with a name and a type")
     elif not isinstance(value, list):
@@ -96,7 +96,10 @@ def read_features(side: Side, value: Any, defaults: Mapping[str, Mapping[str, An
     for kind, default in defaults.items():
         if kind not in used and any(key in default for key in _SHARED[side]) and kind in _kinds(side):
             _read_feature(side, f"defaults.{kind}", {"name": "any", "type": kind}, default, found)
-    return entries
+    active = [entry for entry in entries if getattr(entry.feature, "active", True)]
+    if entries and not active:
+        found.append(f"{side}: no feature is active; a config needs at least one")
+    return active
 
 
 def _reads(column: str | None, encoder: Any, feature: Any) -> tuple[str, ...]:

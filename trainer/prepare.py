@@ -17,7 +17,9 @@ from trainer.assemble import State
 from trainer.batches import CachedBatches
 from trainer.events import Clock
 from trainer.rows import Built, Columns
+from trainer.sampling import balanced, sampled
 from trainer.schema import Config
+from trainer.schema.outputs import BinaryOutput, CategoryOutput
 from trainer.split import split
 
 SPLITS: Final = ("train", "validation", "test")
@@ -47,9 +49,9 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     clock.begin("read")
     opened = {name: open_dataset(source) for name, source in sources.items()}
     chosen = config.preprocessing.split
-    split_column = getattr(chosen, "column", None)
+    splitting = () if chosen is None else chosen.columns()
     tables = {
-        name: rows.read(config, dataset, targets=True, extra=[split_column] if split_column and name == "train" else [])
+        name: rows.read(config, dataset, targets=True, extra=splitting if name == "train" else ())
         for name, dataset in opened.items()
     }
     where = opened["train"].label
@@ -58,7 +60,7 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     if chosen is not None:
         parts = split(
             chosen,
-            tables["train"].columns.get(split_column or ""),
+            tables["train"].columns,
             count,
             config.random_seed,
             where,
@@ -72,6 +74,13 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
         clock.say(
             f"{left_out} rows of {where} are left out: the split puts them into a part that has a file of its own."
         )
+    taken = sampled(parts, config.preprocessing, config.random_seed)
+    if not taken[parts >= 0].all():
+        clock.say(
+            f"{int(taken.sum()):,} of {count - left_out:,} rows of {where} are used: the sample that the config asks for."
+        )
+        parts[~taken] = _LEFT_OUT
+        left_out = count - int(taken.sum())
     learnt_from = (parts == 0) & tables["train"].usable
     fitted = rows.fit(config, tables["train"], learnt_from, where)
     columns = {
@@ -95,6 +104,7 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     for name in ("validation", "test"):
         if name in sources:
             batches[name] = joined[name].select(np.ones(len(joined[name].drop), np.bool_))
+    batches["train"] = _balanced(config, joined["train"], parts == 0, clock) or batches["train"]
     held_out = {}
     for place, name in enumerate(SPLITS[1:], 1):
         own = name in sources
@@ -116,6 +126,21 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
             cell for name in opened for cell in (*tables[name].skipped_cells, *built[name].skipped_cells)
         ),
     )
+
+
+def _balanced(config: Config, joined: Columns, train: NDArray[np.bool_], clock: Clock) -> CachedBatches | None:
+    """The training rows with those of rare classes repeated, or of frequent ones left out; None when the config asks neither."""
+    places = np.flatnonzero(train & (joined.drop == ""))
+    output = config.output_features[0].name
+    if not isinstance(config.output_features[0], CategoryOutput | BinaryOutput) or not len(places):
+        return None
+    chosen = balanced(joined.targets[output][places].astype(np.int64), config.preprocessing, config.random_seed)
+    if chosen is None:
+        return None
+    clock.say(
+        f"{len(chosen):,} training rows are made of {len(places):,}, to bring the classes of {output} nearer to each other."
+    )
+    return joined.take(places[chosen])
 
 
 def _dropped(joined: Mapping[str, Columns], parts: NDArray[np.int8]) -> dict[str, int]:

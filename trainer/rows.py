@@ -69,6 +69,14 @@ class Columns:
         """The rows marked by ``rows`` that can be used, as contiguous tensors in dataset order."""
         return CachedBatches.from_arrays(self.inputs, self.targets, self.missing, rows & (self.drop == ""))
 
+    def take(self, places: NDArray[np.int64]) -> CachedBatches:
+        """Rows by number, in that order, repeats allowed; all must be usable."""
+        inputs, targets, missing = (
+            {name: values[places] for name, values in group.items()}
+            for group in (self.inputs, self.targets, self.missing)
+        )
+        return CachedBatches.from_arrays(inputs, targets, missing, np.ones(len(places), np.bool_))
+
     def dropped(self, rows: NDArray[np.bool_] | None = None) -> dict[str, int]:
         """How many rows are not used, by reason; a row with several counts for the first."""
         drop = self.drop if rows is None else self.drop[rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -10,7 +11,17 @@ from numpy.typing import NDArray
 
 from cachestore.errors import DataError
 from trainer.features import cells as c
-from trainer.schema.preparation import FixedSplit, HashSplit, RandomSplit, SplitConfig, StratifySplit
+from trainer.features.dates import instants
+from trainer.schema.preparation import (
+    DatetimeSplit,
+    FixedSplit,
+    GroupSplit,
+    HashSplit,
+    KFoldSplit,
+    RandomSplit,
+    SplitConfig,
+    StratifySplit,
+)
 
 Shares: TypeAlias = tuple[float, float, float]
 
@@ -26,44 +37,133 @@ _NAMES: Final = ("train", "validation", "test")
 
 def split(
     config: SplitConfig,
-    cells: c.Column | None,
+    columns: Mapping[str, c.Column],
     rows: int,
     seed: int,
     where: str,
     *,
     used: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int8]:
-    """0, 1 or 2 for every row. ``cells`` is the column that the split names, None for a random one.
+    """0, 1 or 2 for every row. ``columns`` has the cells of those that the split names.
 
-    A row that ``used`` (rows,) excludes may have no split in a fixed one: nothing follows from it.
+    A row that ``used`` (rows,) excludes may have no split in a fixed one, nor a date: nothing follows from it.
 
     The same rows, config and seed give the same split. Raises DataError when no row would train, or a share that was
     asked for would be empty.
     """
-    if isinstance(config, RandomSplit):
-        shares, column = config.probabilities, ""
-        codes = np.zeros(rows, np.int64)
-        parts = _drawn(codes, shares, seed if config.seed is None else config.seed, least=1)
-    else:
-        if cells is None:
-            raise ValueError(f"a split by {config.column!r} needs that column's cells")
-        text, column = c.texts(cells, where, config.column), f", column {config.column!r}"
-        match config:
-            case FixedSplit():
-                shares, parts = (1.0, 0.0, 0.0), _fixed(text, where, config.column, used)
-            case StratifySplit():
-                codes = c.values(text.dictionary_encode(null_encoding="encode").indices)
-                shares, parts = config.probabilities, _drawn(codes, config.probabilities, seed, least=0)
-            case HashSplit():
-                shares, parts = config.probabilities, _hashed(text, config.probabilities)
+    seed = own if (own := getattr(config, "seed", None)) is not None else seed
+    shares: Shares = getattr(config, "probabilities", (1.0, 0.0, 0.0))
+    match config:
+        case RandomSplit():
+            parts = _drawn(np.zeros(rows, np.int64), shares, seed, least=1)
+        case FixedSplit():
+            parts = _fixed(c.texts(columns[config.column], where, config.column), where, config.column, used)
+        case StratifySplit():
+            parts = _drawn(_codes(columns, config.column, where), shares, seed, least=0)
+        case HashSplit():
+            parts = _hashed(c.texts(columns[config.column], where, config.column), shares)
+        case DatetimeSplit():
+            parts = _by_time(config, columns[config.column], where, used)
+        case GroupSplit():
+            parts = _grouped(_codes(columns, config.column, where), shares, seed)
+        case KFoldSplit():
+            shares = (1.0, config.validation, 1.0)
+            parts = _folded(config, columns, rows, seed, where)
     counts = np.bincount(parts, minlength=3)
+    named = "".join(f", column {name!r}" for name in config.columns())
     for name, share, count in zip(_NAMES, shares, counts, strict=True):
         if share > 0 and count == 0:
             raise DataError(
-                f"{where}{column}: the {config.type} split of {rows} rows leaves none for {name}. Give more data, "
+                f"{where}{named}: the {config.type} split of {rows} rows leaves none for {name}. Give more data, "
                 "change preprocessing.split, or give the files of the other splits"
             )
     return parts
+
+
+def _codes(columns: Mapping[str, c.Column], column: str, where: str) -> NDArray[np.int64]:
+    """(rows,) a number for each distinct text, from 0 in the order they come; missing cells have one too."""
+    encoded = c.texts(columns[column], where, column).dictionary_encode(null_encoding="encode")
+    return c.values(encoded.indices).astype(np.int64)
+
+
+def _by_time(config: DatetimeSplit, cells: c.Column, where: str, used: NDArray[np.bool_] | None) -> NDArray[np.int8]:
+    seconds, present = instants(cells, config.datetime_format, where, config.column)
+    needed = np.ones(len(present), np.bool_) if used is None else used
+    if (needed & ~present).any():
+        c.refuse(where, config.column, int((needed & ~present).argmax()), "the cell is empty, and rows are split by it")
+    ordered = np.sort(seconds[needed])
+    parts = np.zeros(len(seconds), np.int8)
+    reached = 0.0
+    for part, share in zip((VALIDATION, TEST), config.probabilities[:2], strict=True):
+        reached += share
+        first = round(reached * len(ordered))
+        if first < len(ordered):  # else no row is left for this part
+            parts[needed & (seconds >= ordered[first])] = part
+    if config.probabilities[2] == 0:
+        parts[parts == TEST] = VALIDATION  # the last bit of a sum of shares
+    return parts
+
+
+def _grouped(groups: NDArray[np.int64], shares: Shares, seed: int) -> NDArray[np.int8]:
+    """Groups in an order drawn, each where its middle row falls; a part left empty takes the smallest group of another."""
+    sizes = np.bincount(groups)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    ends = np.cumsum(sizes[order])
+    middles = (ends - sizes[order] / 2) / max(len(groups), 1)
+    of = np.zeros(len(sizes), np.int8)
+    of[order] = np.where(middles < shares[0], TRAIN, np.where(middles < shares[0] + shares[1], VALIDATION, TEST))
+    if shares[2] == 0:
+        of[of == TEST] = VALIDATION if shares[1] else TRAIN  # the last bit of a sum of shares
+    for part, share in enumerate(shares):
+        if share > 0 and not (of == part).any():
+            spare = np.flatnonzero((np.bincount(of, minlength=3) > 1)[of])
+            if len(spare):
+                of[spare[sizes[spare].argmin()]] = part
+    return of[groups]
+
+
+def _folded(config: KFoldSplit, columns: Mapping[str, c.Column], rows: int, seed: int, where: str) -> NDArray[np.int8]:
+    kinds = np.zeros(rows, np.int64) if config.column is None else _codes(columns, config.column, where)
+    groups = None if config.group is None else _codes(columns, config.group, where)
+    folds = _dealt(kinds, config.folds, seed) if groups is None else _dealt_groups(kinds, groups, config.folds, seed)
+    parts = np.full(rows, TEST, np.int8)
+    rest = folds != config.fold
+    shares = (1 - config.validation, config.validation, 0.0)
+    if groups is None:
+        parts[rest] = _drawn(kinds[rest], shares, seed, least=int(config.column is None))
+    else:
+        parts[rest] = _grouped(np.unique(groups[rest], return_inverse=True)[1], shares, seed)
+    return parts
+
+
+def _dealt(kinds: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Rows in an order drawn, kind after kind, dealt like cards: folds differ by a row at most, in all and in each kind."""
+    order = np.random.default_rng(seed).permutation(len(kinds))
+    order = order[np.argsort(kinds[order], kind="stable")]
+    found = np.empty(len(kinds), np.int64)
+    found[order] = np.arange(len(kinds)) % folds
+    return found
+
+
+def _dealt_groups(kinds: NDArray[np.int64], groups: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
+    """Groups, the largest first, each to the fold that has fewest rows of the group's most frequent kind, then of any."""
+    sizes = np.bincount(groups)
+    pairs, counts = np.unique(np.stack([groups, kinds]), axis=1, return_counts=True)
+    kind_of = np.zeros(len(sizes), np.int64)
+    last = np.lexsort((counts, pairs[0]))  # the largest count of a group comes last, and is what stays
+    kind_of[pairs[0][last]] = pairs[1][last]
+    drawn = np.random.default_rng(seed).permutation(len(sizes))
+    order = drawn[np.argsort(-sizes[drawn], kind="stable")]
+    of_kind: dict[int, list[int]] = {}
+    total = [0] * folds
+    found = np.zeros(len(sizes), np.int64)
+    for group, size, kind in zip(order.tolist(), sizes[order].tolist(), kind_of[order].tolist(), strict=True):
+        own = of_kind.setdefault(kind, [0] * folds)
+        fold = min(range(folds), key=lambda at: (own[at], total[at]))
+        own[fold] += size
+        total[fold] += size
+        found[group] = fold
+    return found[groups]
 
 
 def _drawn(codes: NDArray[np.integer[Any]], shares: Shares, seed: int, *, least: int) -> NDArray[np.int8]:

@@ -475,16 +475,19 @@ def test_features_and_splits_load_no_pandas() -> None:
 import sys, numpy as np
 from trainer import features, split
 from trainer.features.cells import strings
-from trainer.schema.inputs import BinaryInput, CategoryInput, NumberInput
-from trainer.schema.preparation import HashSplit, StratifySplit
+from trainer.schema.inputs import BinaryInput, CategoryInput, DateInput, NumberInput, SetInput, VectorInput
+from trainer.schema.preparation import DatetimeSplit, GroupSplit, HashSplit, KFoldSplit, StratifySplit
 train = np.ones(3, bool)
 for feature, cells in ((NumberInput(name="x"), ["1", "nan", None]), (CategoryInput(name="x"), ["a", "b", None]),
-                       (BinaryInput(name="x"), ["yes", "no", ""])):
+                       (BinaryInput(name="x"), ["yes", "no", ""]), (SetInput(name="x"), ["a b", "b", None]),
+                       (VectorInput(name="x"), ["1 2", "[3, 4]", None]), (DateInput(name="x"), ["2024-01-31", "", "2023-01-01"])):
     column = strings(cells)
     features.transform_input(feature, features.fit_input(feature, column, train, "d"), column, "d")
 shares = (1.0, 0.0, 0.0)
-split.split(HashSplit(column="x", probabilities=shares), column, 3, 1, "d")
-split.split(StratifySplit(column="x", probabilities=shares), column, 3, 1, "d")
+column = strings(["2024-01-31", "2023-01-31", "2022-01-31"])
+for kind in (HashSplit, StratifySplit, DatetimeSplit, GroupSplit):
+    split.split(kind(column="x", probabilities=shares), {"x": column}, 3, 1, "d")
+split.split(KFoldSplit(folds=2, column="x", group="x", validation=0), {"x": column}, 3, 1, "d")
 assert "pandas" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

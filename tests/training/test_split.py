@@ -11,10 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachestore.errors import DataError
+from trainer import split as splitting
 from trainer.schema.preparation import FixedSplit, HashSplit, RandomSplit, StratifySplit
-from trainer.split import split
 
 SHARES = (0.7, 0.1, 0.2)
+
+
+def split(config: Any, cells: Any, rows: int, seed: int, where: str) -> Any:
+    """By the cells of the one column that ``config`` names."""
+    return splitting.split(config, dict.fromkeys(config.columns(), cells), rows, seed, where)
 
 
 def counts(parts: Any) -> list[int]:

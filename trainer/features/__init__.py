@@ -21,7 +21,7 @@ from trainer.features.number import FittedNumber
 from trainer.features.sets import FittedSet
 from trainer.features.vectors import FittedVector
 from trainer.schema.inputs import BinaryInput, CategoryInput, DateInput, NumberInput, SetInput, VectorInput
-from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput
+from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput, SetOutput, VectorOutput
 
 __all__ = [
     "Filled",
@@ -41,7 +41,7 @@ __all__ = [
 
 Fitted: TypeAlias = FittedNumber | FittedCategory | FittedBinary | FittedSet | FittedVector | FittedDate
 TableInput: TypeAlias = NumberInput | CategoryInput | BinaryInput | SetInput | VectorInput | DateInput
-Output: TypeAlias = CategoryOutput | BinaryOutput | NumberOutput
+Output: TypeAlias = CategoryOutput | BinaryOutput | NumberOutput | SetOutput | VectorOutput
 
 
 def fit_input(feature: TableInput, cells: Column, train: NDArray[np.bool_], where: str) -> Fitted:
@@ -91,6 +91,10 @@ def fit_output(feature: Output, cells: Column, train: NDArray[np.bool_], where: 
             return category.fit_output(feature, cells, train, where)
         case BinaryOutput():
             return binary.fit(feature, cells, train, where, target=True)
+        case SetOutput():
+            return sets.fit_output(feature.column, feature.preprocessing, cells, train, where)
+        case VectorOutput():
+            return vectors.fit(feature.column, feature.preprocessing, cells, train, where)
 
 
 def transform_output(
@@ -107,6 +111,10 @@ def transform_output(
             return category.transform_output(feature, state, cells, where, used)
         case BinaryOutput(), FittedBinary():
             return binary.transform(feature, state, cells, where)
+        case SetOutput(), FittedSet():
+            return sets.transform_output(feature.column, feature.preprocessing, state, cells, where, used)
+        case VectorOutput(), FittedVector():
+            return vectors.transform(feature.column, feature.preprocessing, state, cells, where)
     raise TypeError(f"the state of {feature.name!r} is a {type(state).__name__}, which is no {feature.type}'s")
 
 

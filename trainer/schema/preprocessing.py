@@ -134,10 +134,13 @@ def _check_format(value: str) -> str:
     )
 
 
+DatetimeFormat: TypeAlias = Annotated[str, AfterValidator(_check_format)]
+
+
 class DatePreprocessing(Frozen):
     """Of a date input. ``datetime_format`` is Python's, as in ``%d.%m.%Y``; unset, cells are in ISO 8601."""
 
-    datetime_format: Annotated[str, AfterValidator(_check_format)] | None = None
+    datetime_format: DatetimeFormat | None = None
     missing_value_strategy: Filling = "fill_with_mode"
     fill_value: Annotated[str, Field(min_length=1)] | None = None
     missing_value_indicator: bool = False
