@@ -19,7 +19,7 @@ _IN_ENCODER: Final = "not supported yet; the encoder's own tokenizer cuts the te
 
 KEYS: Final[Mapping[str, Mapping[str, str]]] = {
     "": {
-        "hyperopt": "not supported yet; leave it out and run train once per setting, with --set",
+        "hyperopt": "is for cachestore sweep, which trains every setting; to train one, leave it out",
         "model_type": "not supported yet; leave it out: every model is encoders, combiner, decoders (Ludwig's ecd)",
         "ludwig_version": "has no meaning here; leave it out",
         **dict.fromkeys(("base_model", "prompt", "adapter", "quantization", "generation", "model_parameters"), _NO_LLM),
@@ -81,7 +81,6 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         "augmentation": "not supported yet; leave it out: encoders are frozen, and a picture has one vector",
         "tied": "not supported yet; two features with equal encoders already share what is stored",
         "proc_column": _LATER,
-        "active": _LATER,
     },
     "input_features.preprocessing": {
         "max_sequence_length": "belongs under encoder",
@@ -190,9 +189,9 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
-    "input_features.type": (*("set", "vector", "bag", "sequence", "audio", "timeseries", "date", "h3"),),
+    "input_features.type": ("bag", "sequence", "audio", "timeseries", "h3"),
     "output_features.type": ("text", "sequence", "timeseries", "image", "category_distribution"),
-    "input_features.encoder.type": ("sparse", "passthrough", "target", "hash"),
+    "input_features.encoder.type": ("passthrough", "target", "hash"),
     "input_features.preprocessing.missing_value_strategy": (
         *("fill_with_const", "fill_with_mode", "fill_with_mean", "bfill", "ffill", "drop_row"),
     ),
