@@ -8,14 +8,14 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from trainer.batches import CachedBatches
-from trainer.decoders import DecoderModule, NumberDecoder
+from trainer.batches import Batches
+from trainer.decoders import Decoder, NumberDecoder, VectorDecoder
 from trainer.encoders import input_encoder
-from trainer.features import Fitted, FittedCategory, FittedNumber
+from trainer.features import Fitted, FittedBinary, FittedCategory, FittedNumber, FittedSet, FittedVector
 from trainer.model import Model
 from trainer.rows import FittedText
 from trainer.schema import Config
-from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput
+from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput, OutputFeature, SetOutput, VectorOutput
 
 State: TypeAlias = Fitted | FittedText
 
@@ -28,35 +28,45 @@ def build_model(config: Config, states: Mapping[str, State]) -> Model:
     for feature in config.input_features:
         state = states[feature.name]
         encoders[feature.name], dims[feature.name] = input_encoder(feature, state)
-        if isinstance(state, FittedText) and state.missing:
+        if state.missing:
             missing.add(feature.name)
             dims[feature.name] += 1
     combiner = config.combiner.build(dims)
-    decoders: dict[str, DecoderModule] = {}
-    for output in config.output_features:
-        state = states[output.name]
-        match output, state:
-            case CategoryOutput(), FittedCategory(vocabulary=classes):
-                decoders[output.name] = output.decoder.build(
-                    combiner.dim, classes, output.loss, top_k=output.top_k, where=f"output_features.{output.name}"
-                )
-            case BinaryOutput(), _:
-                decoders[output.name] = output.decoder.build(combiner.dim, output.loss, output.threshold)
-            case NumberOutput(), FittedNumber():
-                restore = state.restore if state.normalization is not None else None
-                decoders[output.name] = output.decoder.build(combiner.dim, output.loss, restore)
+    decoders = {output.name: _decoder(output, states[output.name], combiner.dim) for output in config.output_features}
+    field = config.trainer.validation_field or config.output_features[0].name
+    if config.trainer.validation_metric is not None and field in decoders:
+        decoders[field].also_measure(config.trainer.validation_metric)
     weights = {output.name: output.loss.weight for output in config.output_features}
     return Model(encoders, missing, combiner, decoders, weights)
 
 
-def start_at_means(model: Model, train: CachedBatches) -> None:
-    """Let every number output begin at the mean of its training targets."""
+def start_at_means(model: Model, train: Batches) -> None:
+    """Let every number and vector output begin at the mean of its training targets."""
     for name in model.outputs:
         decoder = model.decoder(name)
-        if isinstance(decoder, NumberDecoder):
-            decoder.start_at(float(train.targets[name].double().mean().item()))
+        if isinstance(decoder, NumberDecoder | VectorDecoder):
+            decoder.start_at(train.targets[name].double().mean(dim=0))
 
 
 def default_device() -> torch.device:
     """Where training runs: the first GPU, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _decoder(output: OutputFeature, state: State, dim: int) -> Decoder:
+    where = f"output_features.{output.name}"
+    match output, state:
+        case CategoryOutput(), FittedCategory(vocabulary=classes):
+            return output.decoder.build(dim, classes, output.loss, output.top_k, where, calibration=output.calibration)
+        case BinaryOutput(), FittedBinary(labels=labels):
+            return output.decoder.build(dim, output.loss, output.threshold, labels, calibration=output.calibration)
+        case NumberOutput(), FittedNumber():
+            restore = state.restore if state.normalization is not None else None
+            return output.decoder.build(dim, output.loss, restore, output.clip)
+        case SetOutput(), FittedSet(vocabulary=labels):
+            return output.decoder.build(
+                dim, labels, output.loss, output.threshold, where, calibration=output.calibration
+            )
+        case VectorOutput(), FittedVector(dim=size):
+            return output.decoder.build(dim, size, output.loss)
+    raise TypeError(f"the state of {output.name!r} is a {type(state).__name__}, which is no {output.type}'s")

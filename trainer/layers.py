@@ -34,6 +34,7 @@ class FcLayer(Frozen):
     activation: Activation = "relu"
     dropout: DropoutRate = 0.0
     norm: Norm | None = None
+    use_bias: bool = True
 
 
 class FcLayerSettings(Frozen):
@@ -43,27 +44,62 @@ class FcLayerSettings(Frozen):
     activation: Activation | None = None
     dropout: DropoutRate | None = None
     norm: Norm | None = None
+    use_bias: bool | None = None
 
     def resolve(self, around: FcLayer) -> FcLayer:
         """The layer itself, with everything left out taken from ``around``."""
         return FcLayer(**{**around.model_dump(), **self.model_dump(exclude_none=True)})
 
 
+class FcSettings(Frozen):
+    """The fully connected stack of a combiner; ``fc_layers`` wins over ``num_fc_layers`` equal layers of ``output_size``."""
+
+    num_fc_layers: NonNegativeInt = 0
+    output_size: PositiveInt = 256
+    activation: Activation = "relu"
+    dropout: DropoutRate = 0.0
+    norm: Norm | None = None
+    use_bias: bool = True
+    fc_layers: tuple[FcLayerSettings, ...] | None = None
+
+    def layers(self) -> tuple[FcLayer, ...]:
+        """The stack itself, every setting resolved."""
+        around = FcLayer(
+            output_size=self.output_size,
+            activation=self.activation,
+            dropout=self.dropout,
+            norm=self.norm,
+            use_bias=self.use_bias,
+        )
+        if self.fc_layers is None:
+            return (around,) * self.num_fc_layers
+        return tuple(layer.resolve(around) for layer in self.fc_layers)
+
+
 class DecoderLayers(Frozen):
-    """The settings every decoder has: the layers between the combined vector and its scores."""
+    """The settings every decoder has: the layers between the combined vector and its scores, as of a combiner's stack."""
 
     num_fc_layers: NonNegativeInt = 0
     fc_output_size: PositiveInt = 256
     fc_activation: Activation = "relu"
     fc_norm: Norm | None = None
     fc_dropout: DropoutRate = 0.0
+    fc_use_bias: bool = True
+    fc_layers: tuple[FcLayerSettings, ...] | None = None
+    use_bias: bool = True
 
     def layers(self) -> tuple[FcLayer, ...]:
         """The stack itself, every setting resolved."""
-        layer = FcLayer(
-            output_size=self.fc_output_size, activation=self.fc_activation, dropout=self.fc_dropout, norm=self.fc_norm
+        around = FcLayer(
+            output_size=self.fc_output_size,
+            activation=self.fc_activation,
+            dropout=self.fc_dropout,
+            norm=self.fc_norm,
+            use_bias=self.fc_use_bias,
         )
-        return (layer,) * self.num_fc_layers
+        if self.fc_layers is None:
+            return (around,) * self.num_fc_layers
+        return tuple(layer.resolve(around) for layer in self.fc_layers)
 
 
 class Dropout(nn.Module):
@@ -81,22 +117,43 @@ class Dropout(nn.Module):
 
 
 class FullyConnected(nn.Module):
-    """(batch, dim) → (batch, ``self.dim``): linear → norm → activation → dropout, layer by layer; no layers: identity."""
+    """(batch, dim) → (batch, ``self.dim``): linear → norm → activation → dropout, layer by layer; no layers: identity.
 
-    def __init__(self, dim: int, layers: Sequence[FcLayer]) -> None:
+    With ``residual``, what enters a layer is added to what leaves it, where both are as wide.
+    """
+
+    def __init__(self, dim: int, layers: Sequence[FcLayer], *, residual: bool = False) -> None:
         super().__init__()
         modules: list[nn.Module] = []
         for layer in layers:
-            modules.append(nn.Linear(dim, layer.output_size))
+            block = _block(dim, layer)
+            modules += [Residual(block)] if residual and dim == layer.output_size else block
             dim = layer.output_size
-            if layer.norm is not None:
-                modules.append(nn.LayerNorm(dim) if layer.norm == "layer" else nn.BatchNorm1d(dim))
-            modules.append(_ACTIVATIONS[layer.activation]())
-            if layer.dropout > 0:
-                modules.append(Dropout(layer.dropout))
         self.dim = dim
         self.layers = nn.Sequential(*modules)
 
     def forward(self, vector: Tensor) -> Tensor:
         stacked: Tensor = self.layers(vector)
         return stacked
+
+
+class Residual(nn.Module):
+    """x + block(x)."""
+
+    def __init__(self, block: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.block = nn.Sequential(*block)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        added: Tensor = vector + self.block(vector)
+        return added
+
+
+def _block(dim: int, layer: FcLayer) -> list[nn.Module]:
+    block: list[nn.Module] = [nn.Linear(dim, layer.output_size, bias=layer.use_bias)]
+    if layer.norm is not None:
+        block.append(nn.LayerNorm(layer.output_size) if layer.norm == "layer" else nn.BatchNorm1d(layer.output_size))
+    block.append(_ACTIVATIONS[layer.activation]())
+    if layer.dropout > 0:
+        block.append(Dropout(layer.dropout))
+    return block

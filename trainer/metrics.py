@@ -1,6 +1,8 @@
 """Metrics of a whole split, computed where its tensors are. Each equals scikit-learn's of the same name.
 
-A metric that the rows do not define (no rows, one class for roc_auc, constant targets for r2) is NaN.
+Every one takes ``weights``, float64 (resamples, rows), how often each row counts: a row of ones for the split as it is, the
+counts of a bootstrap for its resamples; and gives one value per resample, float64 (resamples,). A metric that the rows do
+not define (no rows, one class for roc_auc, constant targets for r2) is NaN.
 """
 
 from __future__ import annotations
@@ -19,15 +21,44 @@ DIRECTIONS: Final[dict[str, Direction]] = {
     "accuracy": "max",
     "hits_at_k": "max",
     "f1_macro": "max",
+    "f1_micro": "max",
+    "f1_weighted": "max",
+    "balanced_accuracy": "max",
+    "mcc": "max",
     "roc_auc": "max",
+    "average_precision": "max",
+    "log_loss": "min",
+    "brier": "min",
+    "ece": "min",
     "precision": "max",
     "recall": "max",
+    "specificity": "max",
     "f1": "max",
     "mean_squared_error": "min",
     "mean_absolute_error": "min",
     "root_mean_squared_error": "min",
+    "mean_absolute_percentage_error": "min",
+    "root_mean_squared_percentage_error": "min",
     "r2": "max",
+    "jaccard": "max",
+    "cosine_similarity": "max",
 }
+ALIASES: Final[dict[str, str]] = {  # other spellings, Ludwig's among them
+    "accuracy_micro": "accuracy",
+    "R2": "r2",
+    "mse": "mean_squared_error",
+    "mae": "mean_absolute_error",
+    "rmse": "root_mean_squared_error",
+    "mape": "mean_absolute_percentage_error",
+    "rmspe": "root_mean_squared_percentage_error",
+    "top_k": "hits_at_k",
+    "sensitivity": "recall",
+    "matthews_corrcoef": "mcc",
+    "balanced_accuracy_score": "balanced_accuracy",
+    "brier_score": "brier",
+}
+BINS: Final = 15
+_TINY: Final = 2.220446049250313e-16  # scikit-learn's: the least absolute target that a percentage error divides by
 
 
 def better(metric: str, value: float, than: float | None) -> bool:
@@ -37,6 +68,28 @@ def better(metric: str, value: float, than: float | None) -> bool:
     return value > than if DIRECTIONS[metric] == "max" else value < than
 
 
+def once(rows: int, device: torch.device | None = None) -> Tensor:
+    """The weights of a split as it is: (1, rows) ones."""
+    return torch.ones(1, rows, dtype=torch.float64, device=device)
+
+
+def mean(values: Tensor, weights: Tensor) -> Tensor:
+    """The mean of one number a row (rows,)."""
+    return (weights @ values.double()) / weights.sum(dim=1)
+
+
+def counts(index: Tensor, size: int, weights: Tensor) -> Tensor:
+    """How often each of ``size`` places occurs in ``index`` (rows,); (resamples, size)."""
+    resamples = len(weights)
+    if resamples == 1:
+        return torch.bincount(index, weights=weights[0], minlength=size)[None]
+    places = torch.arange(resamples, device=index.device)[:, None] * size + index
+    return torch.bincount(places.flatten(), weights=weights.flatten(), minlength=resamples * size).view(-1, size)
+
+
+# classes
+
+
 def rank(scores: Tensor, targets: Tensor) -> Tensor:
     """How many classes come before the right one, int64 (rows,); of equal scores the lower class index comes first."""
     right = scores.gather(1, targets[:, None])
@@ -44,65 +97,171 @@ def rank(scores: Tensor, targets: Tensor) -> Tensor:
     return ((scores > right) | ((scores == right) & before)).sum(dim=1)
 
 
-def accuracy(predicted: Tensor, targets: Tensor) -> float:
-    """The share of rows predicted right."""
-    return _mean(predicted == targets)
+class ClassCounts:
+    """Of each class, (resamples, classes): rows predicted right, rows predicted as it, rows that are of it."""
+
+    def __init__(self, predicted: Tensor, targets: Tensor, classes: int, weights: Tensor) -> None:
+        hit = (predicted == targets).double()
+        self.right = counts(targets, classes, weights * hit)
+        self.predicted = counts(predicted, classes, weights)
+        self.actual = counts(targets, classes, weights)
+        self.rows = weights.sum(dim=1)
+
+    @property
+    def f1(self) -> Tensor:
+        """2 TP / (2 TP + FP + FN) of each class, NaN for one that occurs neither among targets nor predictions."""
+        return 2 * self.right / (self.predicted + self.actual)
+
+    def f1_macro(self) -> Tensor:
+        """The mean over the classes that occur in either tensor."""
+        return self.f1.nanmean(dim=1)
+
+    def f1_weighted(self) -> Tensor:
+        """The mean over classes, each as often as it is right."""
+        return (self.f1.nan_to_num(0.0) * self.actual).sum(dim=1) / self.rows
+
+    def balanced_accuracy(self) -> Tensor:
+        """The mean over the classes that occur of the share of their rows that is predicted right."""
+        return (self.right / self.actual).nanmean(dim=1)
+
+    def mcc(self) -> Tensor:
+        """Gorodkin's R_K, Matthews' correlation for any number of classes; 0 where either side is one class only."""
+        cross = self.right.sum(dim=1) * self.rows - (self.predicted * self.actual).sum(dim=1)
+        spread = (self.rows**2 - self.predicted.square().sum(dim=1)) * (self.rows**2 - self.actual.square().sum(dim=1))
+        return torch.where(spread > 0, cross / spread.clamp(min=_TINY).sqrt(), 0.0)
 
 
-def hits_at_k(ranks: Tensor, k: int) -> float:
-    """The share of rows whose class is among the ``k`` best-scored."""
-    return _mean(ranks < k)
+def ece(confidence: Tensor, right: Tensor, weights: Tensor) -> Tensor:
+    """Expected calibration error over 15 equal bins of confidence: Σ rows(bin) / rows · |share right - mean confidence|.
+
+    Guo et al. 2017, equation 3; bins are open to the left, as there.
+    """
+    gap = counts(bins(confidence), BINS, weights * (right.double() - confidence.double()))
+    return gap.abs().sum(dim=1) / weights.sum(dim=1)
 
 
-def f1_macro(predicted: Tensor, targets: Tensor, classes: int) -> float:
-    """The mean over classes of 2 TP / (2 TP + FP + FN), over the classes that occur in either tensor."""
-    right = torch.bincount(targets[predicted == targets], minlength=classes).double()
-    both = torch.bincount(predicted, minlength=classes) + torch.bincount(targets, minlength=classes)
-    occurs = both > 0
-    return _mean(2 * right[occurs] / both[occurs])
+def bins(confidence: Tensor) -> Tensor:
+    """The bin of each row's confidence, from 0."""
+    return (confidence.double() * BINS).ceil().long().clamp(1, BINS) - 1
 
 
-def binary(predicted: Tensor, targets: Tensor) -> dict[str, float]:
-    """Accuracy, and precision, recall and f1 of true (0 where their denominator is); both tensors are bool (rows,)."""
-    right = _count(predicted & targets)
-    said, is_true = _count(predicted), _count(targets)
+# true and false
+
+
+def binary(predicted: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Of what is said, bool (rows,), and what is so; precision, recall, specificity and f1 are 0 where their denominator is."""
+    both, said, so = (weights @ mask.double() for mask in (predicted & targets, predicted, targets))
+    rows = weights.sum(dim=1)
+    neither = rows - said - so + both
+    specificity, recall = _ratio(neither, rows - so), _ratio(both, so)
+    spread = (said * so * (rows - said) * (rows - so)).sqrt()
     return {
-        "accuracy": _mean(predicted == targets),
-        "precision": right / said if said else 0.0,
-        "recall": right / is_true if is_true else 0.0,
-        "f1": 2 * right / (said + is_true) if said + is_true else 0.0,
+        "accuracy": (both + neither) / rows,
+        "precision": _ratio(both, said),
+        "recall": recall,
+        "specificity": specificity,
+        "f1": _ratio(2 * both, said + so),
+        "balanced_accuracy": torch.where(
+            so == 0, specificity, torch.where(so == rows, recall, (recall + specificity) / 2)
+        ),
+        "mcc": _ratio(both * rows - said * so, spread),
     }
 
 
-def roc_auc(scores: Tensor, targets: Tensor) -> float:
+def roc_auc(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """The chance that a true row scores above a false one, ties counting half (Mann and Whitney 1947)."""
-    is_true = targets > 0.5
-    positives = _count(is_true)
-    negatives = len(is_true) - positives
-    if not positives or not negatives:
-        return math.nan
-    _, group, size = torch.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = size.cumsum(0).double() - (size.double() - 1) / 2  # 1-based, equal scores share theirs
-    ranks = mean_rank[group][is_true].sum().item()
-    return float((ranks - positives * (positives + 1) / 2) / (positives * negatives))
+    true, false = _tied(scores, targets, weights, descending=False)
+    below = false.cumsum(dim=1) - false / 2
+    return (true * below).sum(dim=1) / (true.sum(dim=1) * false.sum(dim=1))
 
 
-def regression(values: Tensor, targets: Tensor) -> dict[str, float]:
-    """Squared and absolute error, and the share of the targets' variance explained."""
-    error = values.double() - targets.double()
-    squared = _mean(error.square())
-    spread = _mean((targets.double() - targets.double().mean()).square())
+def average_precision(scores: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The mean over true rows of the precision of what scores as high; equal scores come together. NaN without true rows."""
+    true, false = _tied(scores, targets, weights, descending=True)
+    said = (true + false).cumsum(dim=1)
+    precision = torch.where(said > 0, true.cumsum(dim=1) / said, 0.0)
+    return (true * precision).sum(dim=1) / true.sum(dim=1)
+
+
+def roc_auc_influence(scores: Tensor, targets: Tensor) -> Tensor:
+    """What each row adds to roc_auc when it counts a little more, float64 (rows,): its derivative by that row's weight.
+
+    The placements of DeLong et al. 1988, less the area; their mean is 0.
+    """
+    weights = once(len(scores), scores.device)
+    ordered, order = scores.sort()
+    group = _groups(ordered)
+    size = int(group[-1].item()) + 1
+    truth = (targets[order] > 0.5).double()
+    true, false = counts(group, size, truth[None])[0], counts(group, size, 1 - truth[None])[0]
+    positives, negatives = true.sum(), false.sum()
+    below = ((false.cumsum(0) - false / 2) / negatives)[group]
+    above = (positives - true.cumsum(0) + true / 2)[group] / positives
+    area = (below * truth).sum() / positives
+    share = positives / weights.sum()
+    influence = torch.empty_like(below)
+    influence[order] = torch.where(truth > 0, (below - area) / share, (above - area) / (1 - share))
+    return influence
+
+
+# numbers and sets
+
+
+def regression(values: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Squared, absolute and relative error, and the share of the targets' variance explained."""
+    wanted = targets.double()
+    error = values.double() - wanted
+    share = relative(error, wanted)
+    squared = mean(error.square(), weights)
+    centred = wanted - wanted.mean()
+    spread = mean(centred.square(), weights) - mean(centred, weights).square()
+    varied = spread > 1e-14 * centred.square().mean()  # the resamples of rounding errors have none
     return {
         "mean_squared_error": squared,
-        "mean_absolute_error": _mean(error.abs()),
-        "root_mean_squared_error": math.sqrt(squared),
-        "r2": 1 - squared / spread if spread > 0 else math.nan,
+        "mean_absolute_error": mean(error.abs(), weights),
+        "root_mean_squared_error": squared.sqrt(),
+        "mean_absolute_percentage_error": mean(share.abs(), weights),
+        "root_mean_squared_percentage_error": mean(share.square(), weights).sqrt(),
+        "r2": torch.where(varied, 1 - squared / spread, math.nan),
     }
 
 
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean().item())
+def relative(error: Tensor, targets: Tensor) -> Tensor:
+    """Error / |target|, of float64 as scikit-learn does it: a target of 0 makes it huge."""
+    return error.double() / targets.double().abs().clamp(min=_TINY)
 
 
-def _count(values: Tensor) -> int:
-    return int(values.sum().item())
+def sets(both: Tensor, predicted: Tensor, actual: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Of how many labels each row's two sets share and have (rows,); two empty sets are equal, so their jaccard is 1."""
+    union = (predicted + actual - both).double()
+    return {
+        "jaccard": mean(torch.where(union > 0, both / union.clamp(min=1), 1.0), weights),
+        "accuracy": mean(both == union, weights),
+        "f1_micro": 2 * (weights @ both.double()) / (weights @ (predicted + actual).double()),
+    }
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / whole.clamp(min=_TINY), 0.0)
+
+
+def _tied(scores: Tensor, targets: Tensor, weights: Tensor, *, descending: bool) -> tuple[Tensor, Tensor]:
+    """The weight of true and of false rows at each distinct score, in order; (resamples, distinct scores) each."""
+    ordered, order = scores.sort(descending=descending)
+    if not len(ordered):
+        empty = weights.new_zeros(len(weights), 0)
+        return empty, empty
+    group = _groups(ordered)
+    size = int(group[-1].item()) + 1
+    weight = weights[:, order]
+    true = weight * (targets[order] > 0.5)
+    if size == len(ordered):
+        return true, weight - true
+    return counts(group, size, true), counts(group, size, weight - true)
+
+
+def _groups(ordered: Tensor) -> Tensor:
+    """The place of each score among the distinct ones, from 0."""
+    steps = torch.zeros(len(ordered), dtype=torch.int64, device=ordered.device)
+    steps[1:] = ordered[1:] != ordered[:-1]
+    return steps.cumsum(0)

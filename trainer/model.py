@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batches import Batch
-from trainer.decoders import DecoderModule
+from trainer.decoders import Decoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Model(nn.Module):
         encoders: Mapping[str, nn.Module],
         missing: Collection[str],
         combiner: nn.Module,
-        decoders: Mapping[str, DecoderModule],
+        decoders: Mapping[str, Decoder],
         weights: Mapping[str, float],
     ) -> None:
         super().__init__()
@@ -46,9 +46,9 @@ class Model(nn.Module):
         self.combiner = combiner
         self.decoders = nn.ModuleDict({_key(name): decoder for name, decoder in decoders.items()})
 
-    def decoder(self, name: str) -> DecoderModule:
+    def decoder(self, name: str) -> Decoder:
         """The decoder of output feature ``name``."""
-        return cast("DecoderModule", self.decoders[_key(name)])
+        return cast("Decoder", self.decoders[_key(name)])
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """The vector (rows, dim) of every input, with its indicator."""

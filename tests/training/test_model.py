@@ -1,28 +1,20 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from cachestore.errors import ConfigError
 from trainer.batches import Batch
 from trainer.combiners import ConcatCombiner
 from trainer.decoders import (
-    BinaryRegressor,
-    BinaryWeightedCrossEntropy,
     CategoryClassifier,
-    Huber,
-    MeanAbsoluteError,
     MeanSquaredError,
     NumberRegressor,
     SoftmaxCrossEntropy,
 )
 from trainer.encoders import Embedding, OneHot
 from trainer.layers import Dropout, FcLayerSettings
-from trainer.metrics import DIRECTIONS
 from trainer.model import Model
 
 
@@ -104,78 +96,6 @@ def test_decoder_layers_stand_before_the_scores() -> None:
     decoder = settings.build(3, ("x", "y"), SoftmaxCrossEntropy(), top_k=3, where="kind")
     assert kinds_of(decoder) == ["Linear", "LayerNorm", "ReLU", "Dropout", "Linear"]
     assert decoder(torch.zeros(2, 3)).shape == (2, 2)
-
-
-def test_class_weights_are_those_of_torch_and_names_are_checked() -> None:
-    scores, targets = torch.randn(20, 3), torch.randint(3, (20,))
-    loss = SoftmaxCrossEntropy(class_weights={"b": 3.0})
-    decoder = CategoryClassifier().build(4, ("a", "b", "c"), loss, top_k=1, where="kind")
-    expected = nn.functional.cross_entropy(scores, targets, weight=torch.tensor([1.0, 3, 1]))
-    assert torch.equal(decoder.loss(scores, targets), expected)
-    wrong = SoftmaxCrossEntropy(class_weights={"billng": 3.0})
-    with pytest.raises(ConfigError, match=r"kind\.loss\.class_weights\.billng: .*did you mean 'billing'"):
-        CategoryClassifier().build(4, ("billing", "c"), wrong, top_k=1, where="kind")
-
-
-def test_positive_class_weight_multiplies_the_loss_of_true_rows() -> None:
-    build = BinaryRegressor().build
-    plain = build(2, BinaryWeightedCrossEntropy(), 0.5)
-    weighted = build(2, BinaryWeightedCrossEntropy(positive_class_weight=3.0), 0.5)
-    scores = torch.tensor([0.3, -1.0])
-    for target, factor in ((1.0, 3.0), (0.0, 1.0)):
-        targets = torch.full((2,), target)
-        assert weighted.loss(scores, targets).item() == pytest.approx(factor * plain.loss(scores, targets).item())
-
-
-def test_the_threshold_decides_what_is_predicted_true() -> None:
-    decoder = BinaryRegressor().build(2, BinaryWeightedCrossEntropy(), threshold=0.8)
-    observed = decoder.observe(torch.tensor([2.0, 1.0, 0.0]), torch.ones(3))  # 0.88, 0.73, 0.5
-    assert decoder.metrics(observed)["recall"] == pytest.approx(1 / 3)
-
-
-@pytest.mark.parametrize(
-    ("loss", "expected"), [(MeanSquaredError(), 5.0), (MeanAbsoluteError(), 2.0), (Huber(delta=2.0), 2.25)]
-)
-def test_number_losses(loss: MeanSquaredError | MeanAbsoluteError | Huber, expected: float) -> None:
-    decoder = NumberRegressor().build(2, loss, None)
-    assert decoder.loss(torch.tensor([1.0, 3.0]), torch.zeros(2)).item() == expected
-
-
-def test_normalised_targets_are_measured_and_predicted_in_their_own_units() -> None:
-    decoder = NumberRegressor().build(2, MeanSquaredError(), restore=lambda values: values * 10 + 5)
-    scores, targets = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0])
-    assert decoder.loss(scores, targets).item() == 0.5
-    assert decoder.metrics(decoder.observe(scores, targets))["mean_absolute_error"] == 5.0
-    assert decoder.predict(scores).tolist() == [15.0, 25.0]
-
-
-@pytest.mark.parametrize(
-    "decoder",
-    [
-        CategoryClassifier().build(4, ("a", "b"), SoftmaxCrossEntropy(), top_k=1, where="x"),
-        BinaryRegressor().build(4, BinaryWeightedCrossEntropy(), 0.5),
-        NumberRegressor().build(4, MeanSquaredError(), None),
-    ],
-    ids=lambda decoder: type(decoder).__name__,
-)
-def test_every_decoder_keeps_the_interface(decoder: nn.Module) -> None:
-    rows = 6
-    scores = decoder(torch.randn(rows, 4))
-    targets = torch.arange(rows) % 2
-    if decoder.default_metric != "accuracy":
-        targets = targets.float()  # type: ignore[assignment]
-    loss = decoder.loss(scores, targets)  # type: ignore[operator]
-    assert loss.shape == ()
-    loss.backward()
-    assert all(parameter.grad is not None for parameter in decoder.parameters())
-    observed = decoder.observe(scores.detach(), targets)  # type: ignore[operator]
-    assert all(tensor.shape == (rows,) for tensor in observed.values())
-    metrics = decoder.metrics(observed)  # type: ignore[operator]
-    assert {"loss", *metrics} == set(decoder.metric_names)  # type: ignore[arg-type]
-    assert decoder.default_metric in metrics
-    assert set(decoder.metric_names) <= DIRECTIONS.keys()  # type: ignore[arg-type]
-    assert all(math.isfinite(value) for value in metrics.values())
-    assert len(decoder.predict(scores.detach())) == rows  # type: ignore[operator]
 
 
 def test_dropout_draws_exactly_as_torchs_does() -> None:

@@ -6,46 +6,42 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from trainer.frozen import Frozen
-from trainer.layers import Activation, DropoutRate, FcLayer, FcLayerSettings, FullyConnected, Norm
+from trainer.layers import FcLayer, FcSettings, FullyConnected
 
 
-class ConcatCombiner(Frozen):
-    """Settings; ``fc_layers`` wins over ``num_fc_layers`` equal layers of ``output_size``."""
+class ConcatCombiner(FcSettings):
+    """``residual`` adds to each layer's result what entered it; ``flatten_inputs`` changes nothing: every input is flat."""
 
     type: Literal["concat"] = "concat"
-    num_fc_layers: NonNegativeInt = 0
-    output_size: PositiveInt = 256
-    activation: Activation = "relu"
-    dropout: DropoutRate = 0.0
-    norm: Norm | None = None
-    fc_layers: tuple[FcLayerSettings, ...] | None = None
+    residual: bool = False
+    flatten_inputs: bool = False
 
-    def layers(self) -> tuple[FcLayer, ...]:
-        """The stack after the concatenation, every setting resolved."""
-        around = FcLayer(output_size=self.output_size, activation=self.activation, dropout=self.dropout, norm=self.norm)
-        if self.fc_layers is None:
-            return (around,) * self.num_fc_layers
-        return tuple(layer.resolve(around) for layer in self.fc_layers)
+    @property
+    def linear(self) -> bool:
+        """Whether the combined vector holds the inputs as they are."""
+        return not self.layers()
 
     def build(self, dims: Mapping[str, int]) -> Concat:
         """The module for input vectors of these widths, in this order."""
-        return Concat(dims, self.layers())
+        return Concat(dims, self.layers(), residual=self.residual)
 
 
 class Concat(nn.Module):
     """Vectors by feature name, (batch, dims[name]) each → (batch, ``self.dim``)."""
 
-    def __init__(self, dims: Mapping[str, int], layers: tuple[FcLayer, ...]) -> None:
+    def __init__(self, dims: Mapping[str, int], layers: tuple[FcLayer, ...], *, residual: bool = False) -> None:
         super().__init__()
         self.names = tuple(dims)
-        self.stack = FullyConnected(sum(dims.values()), layers)
+        self.stack = FullyConnected(sum(dims.values()), layers, residual=residual)
         self.dim = self.stack.dim
 
     def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
-        parts = [vectors[name] for name in self.names]
-        combined: Tensor = self.stack(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        combined: Tensor = self.stack(side_by_side([vectors[name] for name in self.names]))
         return combined
+
+
+def side_by_side(parts: list[Tensor]) -> Tensor:
+    """(batch, dim) each → (batch, sum of dims); one part alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

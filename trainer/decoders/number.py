@@ -1,46 +1,111 @@
-"""The number decoder: one value per row, squared, absolute or Huber error."""
+"""The number decoder: one value per row; squared, absolute, relative or Huber error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer import metrics
+from trainer.decoders.base import Decoder, Observed
 from trainer.frozen import Frozen
-from trainer.layers import DecoderLayers, FcLayer, FullyConnected, LossWeight, Positive
+from trainer.layers import DecoderLayers, LossWeight, Positive
 
-Error: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Restore: TypeAlias = Callable[[Tensor], Tensor]
 
+_LEAST = 1.17e-6  # what a relative error divides by at least, as in torchmetrics and so in Ludwig
 
-class MeanSquaredError(Frozen):
+
+class _Error(Frozen):
     """``weight`` of this output in the sum over outputs."""
+
+    relative: ClassVar[bool] = False  # of values in the column's own units: a share of a normalised value says nothing
+    root: ClassVar[bool] = False  # its square averages over batches, not it
+
+    weight: LossWeight = 1.0
+
+
+class MeanSquaredError(_Error):
+    """(value - target)²."""
 
     type: Literal["mean_squared_error"] = "mean_squared_error"
-    weight: LossWeight = 1.0
+
+    def of(self, values: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the batch."""
+        return functional.mse_loss(values, targets)
 
 
-class MeanAbsoluteError(Frozen):
-    """``weight`` of this output in the sum over outputs."""
+class MeanAbsoluteError(_Error):
+    """|value - target|."""
 
     type: Literal["mean_absolute_error"] = "mean_absolute_error"
-    weight: LossWeight = 1.0
+
+    def of(self, values: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the batch."""
+        return functional.l1_loss(values, targets)
 
 
-class Huber(Frozen):
+class Huber(_Error):
     """Squared below ``delta``, linear above it."""
 
     type: Literal["huber"] = "huber"
-    weight: LossWeight = 1.0
     delta: Positive = 1.0
 
+    def of(self, values: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the batch."""
+        return functional.huber_loss(values, targets, delta=self.delta)
 
-NumberLoss: TypeAlias = Annotated[MeanSquaredError | MeanAbsoluteError | Huber, Field(discriminator="type")]
+
+class MeanAbsolutePercentageError(_Error):
+    """|value - target| / |target|, in the column's own units."""
+
+    relative: ClassVar[bool] = True
+
+    type: Literal["mean_absolute_percentage_error"] = "mean_absolute_percentage_error"
+
+    def of(self, values: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the batch."""
+        return ((values - targets) / targets.abs().clamp(min=_LEAST)).abs().mean()
+
+
+class RootMeanSquaredError(_Error):
+    """The root of the mean squared error of a batch."""
+
+    root: ClassVar[bool] = True
+
+    type: Literal["root_mean_squared_error"] = "root_mean_squared_error"
+
+    def of(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Over the batch."""
+        return _root(functional.mse_loss(values, targets))
+
+
+class RootMeanSquaredPercentageError(_Error):
+    """The root of the mean squared relative error of a batch, in the column's own units."""
+
+    relative: ClassVar[bool] = True
+    root: ClassVar[bool] = True
+
+    type: Literal["root_mean_squared_percentage_error"] = "root_mean_squared_percentage_error"
+
+    def of(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Over the batch."""
+        return _root(((values - targets) / targets.abs().clamp(min=_LEAST)).square().mean())
+
+
+NumberLoss: TypeAlias = Annotated[
+    MeanSquaredError
+    | MeanAbsoluteError
+    | Huber
+    | MeanAbsolutePercentageError
+    | RootMeanSquaredError
+    | RootMeanSquaredPercentageError,
+    Field(discriminator="type"),
+]
 
 
 class NumberRegressor(DecoderLayers):
@@ -48,65 +113,79 @@ class NumberRegressor(DecoderLayers):
 
     type: Literal["regressor"] = "regressor"
 
-    def build(self, dim: int, loss: NumberLoss, restore: Restore | None) -> NumberDecoder:
-        """The module for combined vectors of width ``dim``; ``restore`` takes normalised values back to their units."""
-        error: Error
-        match loss:
-            case MeanSquaredError():
-                error = functional.mse_loss
-            case MeanAbsoluteError():
-                error = functional.l1_loss
-            case Huber(delta=delta):
-                error = partial(functional.huber_loss, delta=delta)
-        return NumberDecoder(dim, self.layers(), error, restore)
+    def build(
+        self, dim: int, loss: NumberLoss, restore: Restore | None, clip: tuple[float, float] | None = None
+    ) -> NumberDecoder:
+        """The module for combined vectors of width ``dim``; ``restore`` takes normalised values back to their units.
+
+        Predictions, not the loss, are cut to the range ``clip`` of those units.
+        """
+        return NumberDecoder(dim, self, loss, restore, clip)
 
 
-class NumberDecoder(nn.Module):
+class NumberDecoder(Decoder):
     """(batch, dim) → values (batch,); targets are float32 (batch,)."""
 
+    kind: ClassVar[str] = "number"
     default_metric: ClassVar[str] = "mean_squared_error"
     metric_names: ClassVar[tuple[str, ...]] = (
-        "loss",
-        "mean_squared_error",
-        "mean_absolute_error",
-        "root_mean_squared_error",
-        "r2",
+        *("loss", "mean_squared_error", "mean_absolute_error", "root_mean_squared_error", "r2"),
+        *("mean_absolute_percentage_error", "root_mean_squared_percentage_error"),
+    )
+    epoch_metrics: ClassVar[tuple[str, ...]] = (
+        *("mean_squared_error", "mean_absolute_error", "root_mean_squared_error", "r2"),
     )
 
-    def __init__(self, dim: int, layers: Sequence[FcLayer], error: Error, restore: Restore | None) -> None:
-        super().__init__()
-        self.stack = FullyConnected(dim, layers)
-        self.value = nn.Linear(self.stack.dim, 1)
-        self.error = error
+    def __init__(
+        self,
+        dim: int,
+        settings: DecoderLayers,
+        loss: NumberLoss,
+        restore: Restore | None,
+        clip: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(dim, settings.layers())
+        self.value = nn.Linear(self.stack.dim, 1, bias=settings.use_bias)
+        self.error = loss
         self.restore = restore
+        self.clip = clip
 
-    def start_at(self, value: float) -> None:
-        """Predict about ``value``, of normalised targets where they are: the mean of the targets spares the steps that lead there."""
-        nn.init.constant_(self.value.bias, value)
+    def start_at(self, mean: Tensor) -> None:
+        """Predict about ``mean`` (), of normalised targets where they are: beginning there spares the steps that lead there."""
+        if self.value.bias is not None:
+            nn.init.constant_(self.value.bias, float(mean.item()))
 
     def forward(self, combined: Tensor) -> Tensor:
         value: Tensor = self.value(self.stack(combined))
         return value.squeeze(1)
 
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Mean error over the batch, of normalised values where targets are normalised."""
-        return self.error(scores.float(), targets)
+        """Mean error over the batch, of normalised values where targets are normalised, but for relative errors."""
+        values = scores.float()
+        if self.error.relative and self.restore is not None:
+            values, targets = self.restore(values), self.restore(targets)
+        return self.error.of(values, targets)
 
-    def loss_weight(self, targets: Tensor) -> int:
-        """The number of rows."""
-        return len(targets)
+    def joined_loss(self, losses: Tensor, weights: Tensor) -> float:
+        """The mean over batches; of the roots of means, the root of the mean of their squares."""
+        if not self.error.root:
+            return super().joined_loss(losses, weights)
+        return float((losses.square() @ weights / weights.sum()).sqrt().item())
 
-    def observe(self, scores: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def observe(self, scores: Tensor, targets: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """What the metrics need of each row, in the column's own units."""
-        value = scores.float()
-        if self.restore is None:
-            return {"value": value, "target": targets}
-        return {"value": self.restore(value), "target": self.restore(targets)}
+        return {"value": self.predict(scores), "target": targets if self.restore is None else self.restore(targets)}
 
-    def metrics(self, observed: Mapping[str, Tensor]) -> dict[str, float]:
+    def measure(self, observed: Observed, names: Sequence[str], weights: Tensor) -> dict[str, Tensor]:
         """Metrics of all rows observed."""
-        return metrics.regression(observed["value"], observed["target"])
+        found = metrics.regression(observed["value"], observed["target"], weights)
+        return {name: found[name] for name in names}
 
     def predict(self, scores: Tensor) -> Tensor:
-        """The value in the column's own units, float32 (rows,)."""
-        return scores.float() if self.restore is None else self.restore(scores.float())
+        """The value in the column's own units, float32 (rows,), within ``clip``."""
+        value = scores.float() if self.restore is None else self.restore(scores.float())
+        return value if self.clip is None else value.clamp(*self.clip)
+
+
+def _root(square: Tensor) -> Tensor:
+    return (square + torch.finfo(square.dtype).tiny).sqrt()  # its slope at 0 is finite so

@@ -11,17 +11,26 @@ from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from trainer.decoders import (
+    BinaryDecoderSettings,
+    BinaryLoss,
     BinaryRegressor,
     BinaryWeightedCrossEntropy,
     CategoryClassifier,
+    CategoryDecoder,
+    CategoryLoss,
     MeanSquaredError,
     NumberLoss,
     NumberRegressor,
+    SetClassifier,
+    SetDecoderSettings,
+    SigmoidCrossEntropy,
     SoftmaxCrossEntropy,
+    VectorLoss,
+    VectorProjector,
 )
 from trainer.frozen import Frozen
 from trainer.schema.names import Column, Name, Share
-from trainer.schema.preprocessing import Normalization
+from trainer.schema.preprocessing import Normalization, SetTargetPreprocessing, VectorTargetPreprocessing
 
 
 class NumberTargetPreprocessing(Frozen):
@@ -57,38 +66,76 @@ class BinaryTargetPreprocessing(Frozen):
 
 
 class CategoryOutput(Frozen):
-    """One of many classes; ``top_k`` is the k of the metric hits_at_k."""
+    """One of many classes; ``top_k`` is the k of the metric hits_at_k.
+
+    ``calibration``: after training, one temperature is fitted on the validation rows so that probabilities are honest.
+    """
 
     name: Name
     type: Literal["category"] = "category"
     column: Column
-    decoder: CategoryClassifier = CategoryClassifier()
-    loss: SoftmaxCrossEntropy = SoftmaxCrossEntropy()
+    decoder: CategoryDecoder = CategoryClassifier()
+    loss: CategoryLoss = SoftmaxCrossEntropy()
     top_k: PositiveInt = 3
+    calibration: bool = False
     preprocessing: CategoryTargetPreprocessing = CategoryTargetPreprocessing()
 
 
 class BinaryOutput(Frozen):
-    """True or false; a probability of at least ``threshold`` is predicted true."""
+    """True or false; a probability of at least ``threshold`` is predicted true. ``calibration`` as of a category."""
 
     name: Name
     type: Literal["binary"] = "binary"
     column: Column
-    decoder: BinaryRegressor = BinaryRegressor()
-    loss: BinaryWeightedCrossEntropy = BinaryWeightedCrossEntropy()
+    decoder: BinaryDecoderSettings = BinaryRegressor()
+    loss: BinaryLoss = BinaryWeightedCrossEntropy()
     threshold: Share = 0.5
+    calibration: bool = False
     preprocessing: BinaryTargetPreprocessing = BinaryTargetPreprocessing()
 
 
 class NumberOutput(Frozen):
-    """A number."""
+    """A number; predictions are cut to the range ``clip``."""
 
     name: Name
     type: Literal["number"] = "number"
     column: Column
     decoder: NumberRegressor = NumberRegressor()
     loss: NumberLoss = MeanSquaredError()
+    clip: tuple[float, float] | None = None
     preprocessing: NumberTargetPreprocessing = NumberTargetPreprocessing()
 
+    @model_validator(mode="after")
+    def _clip_in_order(self) -> NumberOutput:
+        if self.clip is not None and self.clip[0] >= self.clip[1]:
+            raise PydanticCustomError("clip", "clip needs the least value first, then the greatest, as in [0, 5]")
+        return self
 
-OutputFeature: TypeAlias = Annotated[CategoryOutput | BinaryOutput | NumberOutput, Field(discriminator="type")]
+
+class SetOutput(Frozen):
+    """Any number of labels; those of a probability of at least ``threshold`` are predicted. ``calibration`` as of a category."""
+
+    name: Name
+    type: Literal["set"] = "set"
+    column: Column
+    decoder: SetDecoderSettings = SetClassifier()
+    loss: SigmoidCrossEntropy = SigmoidCrossEntropy()
+    threshold: Share = 0.5
+    calibration: bool = False
+    preprocessing: SetTargetPreprocessing = SetTargetPreprocessing()
+
+
+class VectorOutput(Frozen):
+    """As many numbers as the column's vectors have."""
+
+    name: Name
+    type: Literal["vector"] = "vector"
+    column: Column
+    decoder: VectorProjector = VectorProjector()
+    loss: VectorLoss = MeanSquaredError()
+    preprocessing: VectorTargetPreprocessing = VectorTargetPreprocessing()
+
+
+OutputFeature: TypeAlias = Annotated[
+    CategoryOutput | BinaryOutput | NumberOutput | SetOutput | VectorOutput, Field(discriminator="type")
+]
