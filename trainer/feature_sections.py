@@ -76,7 +76,7 @@ def check_defaults(value: Any, found: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def read_features(side: Side, value: Any, defaults: Mapping[str, Mapping[str, Any]], found: list[str]) -> list[Entry]:
-    """Every active feature of one side, inactive ones checked like them; what ``defaults`` gives to types that no feature here has is checked as well."""
+    """Every active feature of one side. Inactive ones are checked as well, and what ``defaults`` gives to types of no feature."""
     if value is None or value == []:
         found.append(f"{side}: is missing; a config needs at least one, a mapping with a name and a type")
     elif not isinstance(value, list):
