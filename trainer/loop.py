@@ -24,7 +24,7 @@ from trainer.tally import Metrics, Tally
 
 __all__ = ["EpochDone", "FitResult", "FitSettings", "Metrics", "Tally", "evaluate", "fit", "predict", "seeded"]
 
-_EVALUATION_ROWS = 1024
+EVALUATION_ROWS = 1024
 _SHARED_FLOP = 100_000_000  # of one step, forward and backward
 
 
@@ -99,10 +99,10 @@ def fit(
     Raises TrainingDiverged naming epoch, step and learning rate; DataError when the validation metric is undefined.
     """
     began = time.perf_counter()
-    run = _Fit(model, train, optimizer, settings)
+    run = Fit(model, train, optimizer, settings)
     flop = 6 * min(settings.batch_size, train.rows) * sum(parameter.numel() for parameter in optimizer.parameters)
     with (
-        _threads(flop),
+        threads_for(flop),
         seeded(settings.seed),
     ):  # dropout draws from the global generator; the caller's is left as it was
         if resume is not None:
@@ -153,7 +153,7 @@ class _Counters:
     plateau_value: float = math.nan
 
 
-class _Fit:
+class Fit:
     """A fit under way: what it has done and what the next epoch depends on."""
 
     def __init__(self, model: Model, train: Batches, optimizer: Optimizer | Lbfgs, settings: FitSettings) -> None:
@@ -163,11 +163,11 @@ class _Fit:
         groups = [lengths[first : first + every] for first in range(0, len(lengths), every)]
         # of one step's loss, what each of its batches counts
         self._shares = [length / sum(group) for group in groups for length in group] if every > 1 else []
-        self._per_epoch = 1 if isinstance(optimizer, Lbfgs) else len(groups)
-        self._steps = settings.epochs * self._per_epoch if settings.steps is None else settings.steps
-        self.epochs = -(-self._steps // self._per_epoch)
-        self._rate = settings.schedule.over(self._steps, self._per_epoch, settings.learning_rate)
-        self._gradients = Gradients(optimizer.parameters, settings.penalty, settings.clipping)
+        self.per_epoch = 1 if isinstance(optimizer, Lbfgs) else len(groups)
+        self.steps = settings.epochs * self.per_epoch if settings.steps is None else settings.steps
+        self.epochs = -(-self.steps // self.per_epoch)
+        self.rate = settings.schedule.over(self.steps, self.per_epoch, settings.learning_rate)
+        self.gradients = Gradients(optimizer.parameters, settings.penalty, settings.clipping)
         scaled = settings.mixed_precision and half(train.device) == torch.float16
         self._scaler = Scaler(train.device) if scaled else None
         self._order = torch.Generator().manual_seed(settings.seed)
@@ -183,14 +183,14 @@ class _Fit:
     def train_epoch(self) -> tuple[Tally | None, float, int]:
         """The losses of the epoch, None where each step sees all rows; the rate of its last step; how many steps it had."""
         if isinstance(self._optimizer, Lbfgs):
-            rate = self.done.slowed * self._rate(self.done.epoch - 1)
+            rate = self.done.slowed * self.rate(self.done.epoch - 1)
             objective = FullBatch(self._model, self._train, self._settings.batch_size, self._settings.penalty)
             self._optimizer.step(rate, objective)
             if not objective.finite:
-                raise _diverged(self.done.epoch, objective.passes, rate)
+                raise diverged(self.done.epoch, objective.passes, rate)
             return None, rate, objective.passes
-        first = (self.done.epoch - 1) * self._per_epoch
-        steps = min(self._per_epoch, self._steps - first)
+        first = (self.done.epoch - 1) * self.per_epoch
+        steps = min(self.per_epoch, self.steps - first)
         return *self._pass(self._optimizer, first, steps), steps
 
     def _pass(self, optimizer: Optimizer, first: int, steps: int) -> tuple[Tally, float]:
@@ -199,16 +199,16 @@ class _Fit:
         rates: list[float] = []  # by batch
         model.train()
         batches = self._train.shuffled(settings.batch_size, self._order)
-        for batch in islice(batches, steps * every) if steps < self._per_epoch else batches:
+        for batch in islice(batches, steps * every) if steps < self.per_epoch else batches:
             place = len(rates)
-            rates.append(self.done.slowed * self._rate(first + place // every))
+            rates.append(self.done.slowed * self.rate(first + place // every))
             with autocast(device, settings.mixed_precision):
                 output = model(batch)
             loss = output.loss if every == 1 else output.loss * self._shares[place]
             (loss if self._scaler is None else self._scaler.scaled(loss)).backward()
             if every == 1 or len(rates) % every == 0 or len(rates) == len(self._shares):
                 if self._scaler is None or self._scaler.unscale(optimizer.parameters):
-                    self._gradients.settle()
+                    self.gradients.settle()
                     optimizer.step(rates[-1])
                 else:
                     model.zero_grad()
@@ -266,7 +266,7 @@ class _Fit:
 
 def evaluate(model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False) -> Metrics:
     """Loss and metrics of every output feature over all rows."""
-    with _threads(2 * (batch_size or _EVALUATION_ROWS) * _size(model)):
+    with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model)):
         tally = Tally(model)
         for batch, output in outputs(model, batches, batch_size, mixed_precision):
             tally.add(output, batch)
@@ -278,7 +278,7 @@ def predict(
 ) -> dict[str, Tensor]:
     """What each decoder predicts of every row, in order: probabilities or values, float32 on the CPU."""
     parts: dict[str, list[Tensor]] = {name: [] for name in model.outputs}
-    with _threads(2 * (batch_size or _EVALUATION_ROWS) * _size(model)):
+    with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model)):
         for _, output in outputs(model, batches, batch_size, mixed_precision):
             for name, scores in output.scores.items():
                 parts[name].append(model.decoder(name).predict(scores).cpu())
@@ -290,7 +290,7 @@ def outputs(
 ) -> Iterator[tuple[Batch, Output]]:
     model.eval()
     with torch.inference_mode():
-        for batch in batches.in_order(batch_size or _EVALUATION_ROWS):
+        for batch in batches.in_order(batch_size or EVALUATION_ROWS):
             with autocast(batches.device, mixed_precision):
                 output = model(batch)
             yield batch, output
@@ -309,10 +309,10 @@ def _value(metrics: Metrics, settings: FitSettings) -> float:
 def _check(tally: Tally, epoch: int, rates: list[float]) -> None:
     step = tally.first_bad_step()
     if step is not None:
-        raise _diverged(epoch, step + 1, rates[step])
+        raise diverged(epoch, step + 1, rates[step])
 
 
-def _diverged(epoch: int, step: int, rate: float) -> TrainingDiverged:
+def diverged(epoch: int, step: int, rate: float) -> TrainingDiverged:
     return TrainingDiverged(
         f"The loss is not finite at epoch {epoch}, step {step} of it, at learning rate {rate:g}. "
         "Set a lower trainer.learning_rate, or a normalization for number features with very large values."
@@ -324,7 +324,7 @@ def _size(model: Model) -> int:
 
 
 @contextmanager
-def _threads(flop: int) -> Iterator[None]:
+def threads_for(flop: int) -> Iterator[None]:
     """One CPU thread for steps too small to share, which lose milliseconds whenever another process holds a core."""
     threads = torch.get_num_threads()
     if flop < _SHARED_FLOP:

@@ -38,7 +38,7 @@ class _Running:
     place: int
     member: Member
     optimizer: Optimizer
-    fit: loop._Fit
+    fit: loop.Fit
     rates: list[float] = field(default_factory=list)
 
 
@@ -61,7 +61,7 @@ def fit_together(
     for place, member in enumerate(members):
         if isinstance(member.optimizer, Lbfgs):
             raise Unstackable("lbfgs has no step of its own gradients")
-        fit = loop._Fit(member.model, train, member.optimizer, member.settings)
+        fit = loop.Fit(member.model, train, member.optimizer, member.settings)
         running.append(_Running(place, member, member.optimizer, fit))
     # equal seeds draw equal orders, equal seeds and rates equal masks
     orders = {member.settings.seed: torch.Generator().manual_seed(member.settings.seed) for member in members}
@@ -70,7 +70,7 @@ def fit_together(
     flop = (
         6 * min(settings.batch_size, train.rows) * sum(p.numel() for each in members for p in each.optimizer.parameters)
     )
-    with loop._threads(flop):
+    with loop.threads_for(flop):
         while running:
             epoch_began = time.perf_counter()
             tally, steps = _pass(running, stack, train, orders)
@@ -85,7 +85,7 @@ def fit_together(
                     metrics["validation"] = validated[at]
                 try:
                     if (step := bad[at]) is not None:
-                        raise loop._diverged(each.fit.done.epoch, step + 1, each.rates[step])
+                        raise loop.diverged(each.fit.done.epoch, step + 1, each.rates[step])
                     each.fit.judge(metrics)
                 except (TrainingDiverged, DataError) as error:
                     ended.append(each)
@@ -124,7 +124,7 @@ def evaluate(stack: Stack, batches: Batches, settings: FitSettings) -> list[Metr
     stack.train(False)
     tally = StackTally(stack)
     with torch.inference_mode():
-        for batch in batches.in_order(settings.eval_batch_size or loop._EVALUATION_ROWS):
+        for batch in batches.in_order(settings.eval_batch_size or loop.EVALUATION_ROWS):
             own = spread(batch)
             tally.add(stack(own), own)
     return tally.metrics()
@@ -162,20 +162,20 @@ def _pass(
         each.fit.done.epoch += 1
         each.rates.clear()
     fit = running[0].fit
-    first = (fit.done.epoch - 1) * fit._per_epoch
-    steps = min(fit._per_epoch, fit._steps - first)
+    first = (fit.done.epoch - 1) * fit.per_epoch
+    steps = min(fit.per_epoch, fit.steps - first)
     seeds = list(orders)
     of = [seeds.index(each.member.settings.seed) for each in running]
     stack.train(True)
     batches = shuffled(train, running[0].member.settings.batch_size, list(orders.values()), of)
-    for step, batch in enumerate(islice(batches, steps) if steps < fit._per_epoch else batches):
+    for step, batch in enumerate(islice(batches, steps) if steps < fit.per_epoch else batches):
         output = stack(batch)
         output.loss.sum().backward()  # type: ignore[no-untyped-call]
         stack.share_gradients()
         for each in running:
-            rate = each.fit.done.slowed * each.fit._rate(first + step)
+            rate = each.fit.done.slowed * each.fit.rate(first + step)
             each.rates.append(rate)
-            each.fit._gradients.settle()
+            each.fit.gradients.settle()
             each.optimizer.step(rate)
         tally.add(output, batch)
     return tally, steps
