@@ -12,6 +12,7 @@ import typer
 from cachestore.errors import CachestoreError
 from cli import (
     build,
+    compare,
     demo,
     diff,
     evaluate,
@@ -25,6 +26,7 @@ from cli import (
     output,
     predict,
     repair,
+    report,
     stats,
     sweep,
     tag,
@@ -63,6 +65,8 @@ for name, module in {
     "sweep": sweep,
     "predict": predict,
     "evaluate": evaluate,
+    "report": report,
+    "compare": compare,
     "ls": ls,
     "log": log,
     "diff": diff,

@@ -21,7 +21,7 @@ from tests.commands.conftest import Command
 BUILD = ("--column", "text", "--encoder", "hashing")
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMANDS = (
-    *("build", "train", "predict", "evaluate", "ls", "log", "diff", "tag", "explain", "stats"),
+    *("build", "train", "predict", "evaluate", "report", "compare", "ls", "log", "diff", "tag", "explain", "stats"),
     *("verify", "repair", "gc", "forget", "export", "import", "demo"),
 )
 
@@ -42,7 +42,8 @@ def test_help_says_what_a_command_does_and_how_it_ends(command: Command, name: s
     assert "Exit codes:" in done.out
     if name != "repair":  # every command reads a store, and that one mends it
         assert re.search(r"^ *4 +.*damage", done.out, re.M)
-    for option in ("--store", "--json", "--quiet"):
+    storeless = ("report", "compare")  # a run has all that they show
+    for option in (*(("--store",) if name not in storeless else ()), "--json", "--quiet"):
         assert option in done.out
 
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cachestore import outside
-from trainer.report import charts, files
+from trainer.report import charts, files, png, tensorboard
 from trainer.report.collect import collect
 from trainer.report.document import document
 from trainer.report.figures import Figure
 from trainer.report.mistakes import LARGEST, Contents, contents, worst
+from trainer.report.png import require as require_plots
+from trainer.report.tensorboard import EventFiles
 
 PAGE = "report.html"
 
-__all__ = ["LARGEST", "PAGE", "collect", "figures", "write"]
+__all__ = [
+    "LARGEST",
+    "PAGE",
+    "EventFiles",
+    "collect",
+    "figures",
+    "require_plots",
+    "write",
+    "write_plots",
+    "write_tensorboard",
+]
 
 
 def write(path: Path, data: Any = None, *, largest: int | None = None) -> Path:
@@ -46,6 +59,28 @@ def figures(path: Path) -> dict[str, Figure]:
     for output in run.config["output_features"]:
         name = output["name"]
         if run.kept is not None and name in run.kept.outputs:
-            for figure in charts.outcomes(output["type"], run.states[name], run.kept.outputs[name]):
+            for figure in charts.outcomes(
+                output["type"], run.states[name], run.kept.outputs[name], run.evaluated(name)
+            ):
                 found[f"{name}_{figure.title}"] = figure
     return found
+
+
+def write_plots(path: Path) -> list[Path]:
+    """Write every figure of a run's report as PNG into its folder ``plots``; returns the files.
+
+    Raises UsageError when matplotlib is not installed, or there is no finished run.
+    """
+    return png.write(path / png.FOLDER, figures(path))
+
+
+def write_tensorboard(path: Path) -> Path:
+    """Write the metrics of a run into its folder ``tensorboard``, in the place of what was there; returns the folder."""
+    files.read(path)  # a finished run, or an error
+    lines = files.lines(path)
+    folder = path / tensorboard.FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # TensorBoard would add two files of one run up
+    events = EventFiles(folder)
+    for line in lines:
+        events.add(line)
+    return folder

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.metrics import COMBINED
-from trainer.report.curves import precision_recall, reliability, roc
+from trainer.report.curves import precision_recall, roc
 from trainer.report.figures import Bars, Figure, Histogram, Matrix, Plot, Series
 from trainer.report.files import RunFiles
 from trainer.report.kept import Outcome
@@ -84,16 +84,28 @@ def spoken(metric: str) -> str:
     return known.get(metric, metric.replace("_", " ").replace("f1", "F1"))
 
 
-def outcomes(kind: str, state: Mapping[str, Any], outcome: Outcome) -> list[Figure]:
-    """What an output predicts: empty for types that have no plot."""
+def outcomes(kind: str, state: Mapping[str, Any], outcome: Outcome, evaluation: Mapping[str, Any]) -> list[Figure]:
+    """What an output predicts; ``evaluation`` is that of evaluation.json, empty where there is none."""
+    figures: list[Figure] = []
+    confusion = evaluation.get("confusion")
+    if confusion and confusion["counts"] is not None:
+        figures.append(matrix(confusion["labels"], np.array(confusion["counts"], np.int64)))
     match kind:
         case "binary":
-            return _binary(state["labels"], outcome)
+            figures += _binary(state["labels"], outcome)
         case "category":
-            return _category(state["vocabulary"], outcome)
+            figures += _category(state["vocabulary"], outcome)
         case "number":
-            return _number(outcome)
-    return []
+            figures += _number(outcome)
+        case "vector":
+            figures.append(_distances(outcome))
+    bins = evaluation.get("calibration")
+    if bins:
+        x_label, y_label = "probability of the prediction", "share that is right"
+        if kind == "binary":
+            x_label, y_label = (f"{what} {state['labels'][1]!r}" for what in ("probability of", "share that is"))
+        figures.insert(-1, _calibration(bins, x_label, y_label))
+    return figures
 
 
 def targets(name: str, kind: str, state: Mapping[str, Any], by_split: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -118,12 +130,6 @@ def targets(name: str, kind: str, state: Mapping[str, Any], by_split: Mapping[st
     return Bars(f"Rows by class: {name}", "rows", chosen, values, note)
 
 
-def confusion(target: NDArray[Any], predicted: NDArray[Any], classes: int) -> NDArray[np.int64]:
-    """Rows by true (down) and predicted (across) class."""
-    places = target.astype(np.int64) * classes + predicted
-    return np.bincount(places, minlength=classes * classes).reshape(classes, classes)
-
-
 def matrix(labels: Sequence[str], counts: NDArray[np.int64]) -> Matrix:
     """A confusion matrix; of very many classes, those with most mistakes."""
     totals = counts.sum(axis=1)
@@ -143,7 +149,7 @@ def matrix(labels: Sequence[str], counts: NDArray[np.int64]) -> Matrix:
 
 
 def _binary(labels: Sequence[str], outcome: Outcome) -> list[Figure]:
-    figures: list[Figure] = [matrix(labels, confusion(outcome.target, outcome.predicted, 2))]
+    figures: list[Figure] = []
     is_true = outcome.target > 0
     scores = outcome.scores
     if scores is None:
@@ -156,7 +162,6 @@ def _binary(labels: Sequence[str], outcome: Outcome) -> list[Figure]:
             _roc_plot([Series(f"area {area:.4f}", x, y)]),
             _precision_plot([Series(f"average precision {average:.4f}", recall, precision)], share),
         ]
-    figures.append(_reliability_plot(scores, is_true, f"probability of {labels[1]!r}", f"share that is {labels[1]!r}"))
     edges = np.linspace(0, 1, 26)
     counts = {
         f"true {label!r}": np.histogram(scores[is_true == bool(place)], edges)[0].tolist()
@@ -167,7 +172,7 @@ def _binary(labels: Sequence[str], outcome: Outcome) -> list[Figure]:
 
 
 def _category(labels: Sequence[str], outcome: Outcome) -> list[Figure]:
-    figures: list[Figure] = [matrix(labels, confusion(outcome.target, outcome.predicted, len(labels)))]
+    figures: list[Figure] = []
     if (scores := outcome.scores) is not None:
         scores = scores.astype(np.float32)
         every = np.zeros(scores.shape, np.bool_)
@@ -187,9 +192,6 @@ def _category(labels: Sequence[str], outcome: Outcome) -> list[Figure]:
         figures += [_roc_plot(roc_series), _precision_plot(recall_series, None)]
     if outcome.probability is not None:
         right = outcome.target == outcome.predicted
-        figures.append(
-            _reliability_plot(outcome.probability, right, "probability of the prediction", "share that is right")
-        )
         edges = np.linspace(0, 1, 21)
         counts = {
             name: np.histogram(outcome.probability[right == is_right], edges)[0].tolist()
@@ -253,14 +255,23 @@ def _precision_plot(series: Sequence[Series], share: float | None) -> Plot:
     return Plot("Precision and recall", "recall", "precision", [*guide, *series], (0, 1), (0, 1))
 
 
-def _reliability_plot(probabilities: NDArray[Any], right: NDArray[np.bool_], x_label: str, y_label: str) -> Plot:
-    found = reliability(probabilities, right)
+def _calibration(bins: Sequence[Mapping[str, Any]], x_label: str, y_label: str) -> Plot:
+    rows = sum(one["rows"] for one in bins)
+    error = sum(one["rows"] * abs(one["accuracy"] - one["confidence"]) for one in bins) / rows
     series = [
         Series("", [0.0, 1.0], [0.0, 1.0], 0, "faint"),
-        Series("", found.said.tolist(), found.right.tolist(), 0),
+        Series("", [one["confidence"] for one in bins], [one["accuracy"] for one in bins], 0),
     ]
-    note = f"Expected calibration error {short(found.error)} over bins of 0.1; on the diagonal, probabilities can be believed."
+    note = f"On the diagonal, probabilities can be believed. The mean distance from it is {short(error)}."
     return Plot("Calibration", x_label, y_label, series, (0, 1), (0, 1), note=note)
+
+
+def _distances(outcome: Outcome) -> Histogram:
+    distance = np.linalg.norm(outcome.predicted.astype(np.float64) - outcome.target, axis=1)
+    counts, edges = np.histogram(distance, 30)
+    return Histogram(
+        "Distances", "distance of the predicted from the true vector", "rows", edges.tolist(), {"": counts.tolist()}
+    )
 
 
 def _number_of(label: str) -> float:

@@ -24,7 +24,7 @@ from trainer.prepare import SPLITS, Prepared
 from trainer.report import kept
 from trainer.report.kept import Facts, Kept, Outcome, Source
 from trainer.schema import Config
-from trainer.schema.outputs import BinaryOutput, OutputFeature
+from trainer.schema.outputs import BinaryOutput, OutputFeature, SetOutput
 
 ROWS: Final = 100_000  # predictions kept; of a larger split, rows at even distances
 _NUMBERS: Final = 1 << 21  # of the probabilities of every class: 4 MB as float16
@@ -48,9 +48,12 @@ def collect(
     held_by = None
     if split is not None:
         held_by, rows = prepared.held_out[split]
-        step = -(-len(rows) // ROWS)
         trainer = config.trainer
+        wide = {output.name for output in config.output_features if output.type in ("set", "vector")}
         predicted = loop.predict(model, batches[split], trainer.eval_batch_size, trainer.use_mixed_precision)
+        # of a category one number a row is the least; sets and vectors are as wide as they are
+        width = max((found.shape[1] for name, found in predicted.items() if name in wide and found.ndim > 1), default=1)
+        step = -(-len(rows) // max(1, min(ROWS, 4 * _NUMBERS // width)))
         outcomes = {}
         for output in config.output_features:
             target = batches[split].targets[output.name].cpu().numpy()[::step]
@@ -93,7 +96,9 @@ def _outcome(output: OutputFeature, state: State, target: NDArray[Any], scores: 
             return Outcome(target.astype(np.int32), best.astype(np.int32), probability, every)
         case _, FittedNumber():
             return Outcome(np.asarray(state.restore(target), np.float32), scores)
-    return Outcome(target, scores)
+        case SetOutput(threshold=threshold), _:
+            return Outcome(target.astype(np.uint8), (scores >= np.float32(threshold)).astype(np.uint8))
+    return Outcome(target.astype(np.float32), scores)
 
 
 def _targets(

@@ -1,8 +1,7 @@
-"""Curves of predictions: ROC, precision and recall, reliability. Each equals scikit-learn's at the points it keeps."""
+"""Curves of predictions: ROC, precision and recall. Each equals scikit-learn's at the points it keeps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -32,30 +31,6 @@ def precision_recall(scores: NDArray[Any], is_true: NDArray[np.bool_]) -> tuple[
     recall, precision = true / true[-1], true / (true + false)
     average = float(np.sum(np.diff(recall, prepend=0.0) * precision))
     return (*_thinned(np.concatenate([[0.0], recall]), np.concatenate([[precision[0]], precision])), average)
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Bins of equal width of the probability given: its mean, the share that was right, and rows; empty bins are left out.
-
-    ``error`` is the expected calibration error, the mean distance of the two over rows (Guo et al. 2017, equation 3).
-    """
-
-    said: Floats
-    right: Floats
-    rows: NDArray[np.int64]
-    error: float
-
-
-def reliability(probabilities: NDArray[Any], right: NDArray[np.bool_], bins: int = 10) -> Reliability:
-    """How often predictions made with some probability are right."""
-    place = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
-    rows = np.bincount(place, minlength=bins)
-    used = rows > 0
-    said = np.bincount(place, probabilities, bins)[used] / rows[used]
-    share = np.bincount(place, right, bins)[used] / rows[used]
-    error = float((np.abs(said - share) * rows[used]).sum() / rows.sum())
-    return Reliability(said, share, rows[used], error)
 
 
 def _cumulated(scores: NDArray[Any], is_true: NDArray[np.bool_]) -> tuple[Floats, Floats]:

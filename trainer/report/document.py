@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from trainer.report.numbers import measure, seconds, short
 
 _PAIRS: Final = 12
 _FEW_CLASSES: Final = 12
+_NUMBERS: Final = 6  # of a vector
 
 
 def document(run: RunFiles, mistakes: Mapping[str, np.ndarray[Any, Any]], contents: Contents) -> str:
@@ -52,7 +52,7 @@ def document(run: RunFiles, mistakes: Mapping[str, np.ndarray[Any, Any]], conten
 
 def _tiles(run: RunFiles) -> list[str]:
     summary, split = run.summary, run.shown_split
-    metrics = summary["metrics"][split]
+    metrics = run.metrics[split]
     tiles = []
     outputs = run.config["output_features"]
     for output in outputs:
@@ -70,14 +70,13 @@ def _tiles(run: RunFiles) -> list[str]:
 
 def interval(run: RunFiles, split: str, output: str, metric: str) -> str:
     """The 95 % interval of a metric, as ``0.912 to 0.934``; empty where there is none."""
-    found = run.evaluation.get(split, {}).get(output, {}).get("intervals", {}).get(metric)
-    if not found or any(value is None or not math.isfinite(value) for value in found):
-        return ""
-    return f"{measure(found[0])} to {measure(found[1])}"
+    found = run.estimate(split, output, metric)
+    low, high = found.get("low"), found.get("high")
+    return "" if low is None or high is None else f"{measure(low)} to {measure(high)}"
 
 
 def _metrics(run: RunFiles) -> str:
-    metrics = run.summary["metrics"]
+    metrics = run.metrics
     splits = list(metrics)
     lines = dict.fromkeys(
         (output, metric) for found in metrics.values() for output, values in found.items() for metric in values
@@ -135,50 +134,40 @@ def _output(
     state, outcome = run.states[name], kept.outputs[name]
     of = f"A {kind} output, on the {kept.of:,} {facts.split} rows"
     sampled = f"; {len(kept.rows):,} of them, at even distances, are kept" if len(kept.rows) < kept.of else ""
-    parts = [f'<p class="note">{of}{sampled}.</p>', html.figures(charts.outcomes(kind, state, outcome))]
+    found = run.evaluated(name)
+    parts = [
+        f'<p class="note">{of}{sampled}.</p>',
+        html.figures(charts.outcomes(kind, state, outcome, found)),
+        _classes(found),
+    ]
     labels = state.get("labels") or state.get("vocabulary")
-    if kind in ("category", "binary") and labels:
-        parts.append(_classes(labels, outcome))
     if places is not None:
         parts.append(_mistakes(kind, labels, outcome, kept.rows, places, contents))
     return parts
 
 
-def _classes(labels: Sequence[str], outcome: Outcome) -> str:
-    counts = charts.confusion(outcome.target, outcome.predicted, len(labels))
-    right = np.diag(counts)
-    rows_of, said = counts.sum(axis=1), counts.sum(axis=0)
-    wrong = counts - np.diag(right)
-    rows = []
-    with np.errstate(invalid="ignore"):
-        f1 = np.where(rows_of + said > 0, 2 * right / np.maximum(rows_of + said, 1), np.nan)
-    for place in np.argsort(np.nan_to_num(f1, nan=2.0), kind="stable").tolist():
-        taken = int(wrong[place].argmax())
-        mixed = f"{labels[taken]} ({wrong[place, taken]:,})" if wrong[place, taken] else "–"
-        rows.append(
+def _classes(found: Mapping[str, Any]) -> str:
+    """The classes of an output, those with the lowest F1 first, and which are taken for which."""
+    classes = sorted(found.get("classes") or (), key=lambda one: (one["rows"] == 0, one["f1"] or 0.0))
+    confusion = found.get("confusion")
+    parts = []
+    if classes:
+        extra = [name for name in ("roc_auc", "average_precision") if any(name in one for one in classes)]
+        head = ("class", "rows", "precision", "recall", "F1", *map(spoken, extra))
+        rows = [
             (
-                labels[place],
-                mixed,
-                f"{rows_of[place]:,}",
-                measure(right[place] / said[place]) if said[place] else "–",
-                measure(right[place] / rows_of[place]) if rows_of[place] else "–",
-                measure(f1[place]),
+                one["class"],
+                f"{one['rows']:,}",
+                *(measure(one.get(name)) for name in ("precision", "recall", "f1", *extra)),
             )
-        )
-    found = html.table(
-        ("class", "most often taken for", "rows", "precision", "recall", "F1"),
-        rows,
-        numeric=2,
-        tall=len(rows) > _FEW_CLASSES,
-    )
-    parts = [f"<h3>By class</h3>{found}"]
-    if len(labels) > 2 and wrong.any():
-        order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
-        pairs = [divmod(int(place), len(labels)) for place in order]
+            for one in classes
+        ]
+        parts.append(f"<h3>By class</h3>{html.table(head, rows, tall=len(rows) > _FEW_CLASSES)}")
+    if confusion and len(confusion["labels"]) > 2 and confusion["pairs"]:
+        rows_of = {one["class"]: one["rows"] for one in classes}
         lines = [
-            (labels[true], labels[said], f"{wrong[true, said]:,}", f"{wrong[true, said] / rows_of[true]:.0%}")
-            for true, said in pairs
-            if wrong[true, said]
+            (pair["actual"], pair["predicted"], f"{pair['rows']:,}", f"{pair['rows'] / rows_of[pair['actual']]:.0%}")
+            for pair in confusion["pairs"][:_PAIRS]
         ]
         head = ("true", "predicted", "rows", "of the class")
         parts.append(f"<h3>Most often confused</h3>{html.table(head, lines, numeric=2)}")
@@ -198,23 +187,39 @@ def _mistakes(
     cards = []
     for place in places.tolist():
         row = int(rows[place])
-        target, predicted = outcome.target[place], outcome.predicted[place]
-        if labels is not None:
-            truth, said = labels[int(target)], labels[int(predicted)]
-            sure = "" if outcome.probability is None else f" {_percent(float(outcome.probability[place]))}"
-        else:
-            truth, said = short(float(target)), short(float(predicted))
-            sure = f" ({float(predicted) - float(target):+,.4g})"
+        said, truth, sure = _verdict(kind, labels or (), outcome, place)
         verdict = (
             f'<div class="verdict"><span><i>predicted</i> <span class="said">{html.text(said)}</span>{html.text(sure)}</span>'
             f'<span><i>true</i> <span class="truth">{html.text(truth)}</span></span><span><i>row {row:,}</i></span></div>'
         )
         cards.append(f'<div class="row">{verdict}{_cells(contents.rows.get(row, ()))}</div>')
-    order = "the surest first" if labels is not None else "the largest error first"
+    order = "the surest first" if kind in ("category", "binary") else "the largest error first"
     note = f"Wrong predictions, {order}; rows are counted from 0 in the data file." + (
         f" {contents.absent}" if contents.absent else ""
     )
     return f'<h3>Worst mistakes</h3><p class="note">{html.text(note)}</p><div class="rows">{"".join(cards)}</div>'
+
+
+def _verdict(kind: str, labels: Sequence[str], outcome: Outcome, place: int) -> tuple[str, str, str]:
+    """What was predicted of a row, what is true, and how sure or how far off the prediction was."""
+    target, predicted = outcome.target[place], outcome.predicted[place]
+    match kind:
+        case "category" | "binary":
+            sure = "" if outcome.probability is None else f" {_percent(float(outcome.probability[place]))}"
+            return labels[int(predicted)], labels[int(target)], sure
+        case "set":
+            said, truth = (
+                ", ".join(label for label, there in zip(labels, held.tolist(), strict=True) if there) or "nothing"
+                for held in (predicted, target)
+            )
+            return said, truth, ""
+        case "vector":
+            said, truth = (
+                " ".join(short(value) for value in held[:_NUMBERS].tolist()) + (" …" if len(held) > _NUMBERS else "")
+                for held in (predicted, target)
+            )
+            return said, truth, ""
+    return short(float(predicted)), short(float(target)), f" ({float(predicted) - float(target):+,.4g})"
 
 
 def _cells(cells: Sequence[Any]) -> str:

@@ -42,6 +42,33 @@ class RunFiles:
         return self.path.resolve().name
 
     @property
+    def metrics(self) -> Mapping[str, Mapping[str, Mapping[str, float | None]]]:
+        """Split → output → metric: those of the summary, and what the final evaluation has besides."""
+        found: dict[str, dict[str, dict[str, float | None]]] = {}
+        for split, outputs in self.summary["metrics"].items():
+            evaluated = self.evaluation.get(split, {}).get("outputs", {})
+            found[split] = {
+                output: {
+                    **metrics,
+                    **{name: one["value"] for name, one in evaluated.get(output, {}).get("metrics", {}).items()},
+                }
+                for output, metrics in outputs.items()
+            }
+        return found
+
+    def estimate(self, split: str, output: str, metric: str) -> Mapping[str, float | None]:
+        """What the final evaluation says of a metric; empty where it says nothing."""
+        outputs = self.evaluation.get(split, {}).get("outputs", {})
+        found: Mapping[str, float | None] = outputs.get(output, {}).get("metrics", {}).get(metric, {})
+        return found
+
+    def evaluated(self, output: str) -> Mapping[str, Any]:
+        """The final evaluation of an output on the split whose predictions were kept; empty where there is none."""
+        split = self.facts.split if self.facts else None
+        found: Mapping[str, Any] = self.evaluation.get(split or "", {}).get("outputs", {}).get(output, {})
+        return found
+
+    @property
     def shown_split(self) -> str:
         """The split that counts: test, else validation, else train."""
         return next(name for name in ("test", "validation", "train") if name in self.summary["metrics"])

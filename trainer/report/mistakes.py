@@ -58,6 +58,10 @@ def worst(kind: str, outcome: Outcome) -> NDArray[np.int64]:
         case "category" | "binary" if outcome.probability is not None:
             wrong = outcome.target != outcome.predicted
             badness = np.where(wrong, outcome.probability, 0)
+        case "set":
+            badness = (outcome.target != outcome.predicted).sum(axis=1)
+        case "vector":
+            badness = np.linalg.norm(outcome.predicted.astype(np.float64) - outcome.target, axis=1)
         case _:
             return np.zeros(0, np.int64)
     order = np.argsort(-badness, kind="stable")[:SHOWN]
