@@ -51,7 +51,7 @@ DOORS = {
         "cachestore/encoders/_torchvision.py",
         "trainer/",
     ),
-    "transformers": ("cachestore/encoders/text_model.py", "cachestore/encoders/image_model.py"),
+    "transformers": ("cachestore/encoders/transformers_model.py",),
     "torchvision": ("cachestore/encoders/torchvision_models.py",),
     "peft": (),
     "ray": (),

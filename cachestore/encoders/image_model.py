@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cachestore.encoders import _torchvision, image_specs
+from cachestore.encoders import image_specs
 from cachestore.errors import EncoderError
 from cachestore.keys import Json
 
@@ -82,37 +81,18 @@ def load(spec: Mapping[str, Json], place: Path, poolings: Sequence[str]) -> Imag
 
 
 def _tower(directory: Path, needs_pooler: bool) -> nn.Module:
-    _torchvision.make_importable()
-    import transformers  # slow to import, and torchvision's models do not need it
+    from cachestore.encoders import transformers_model  # slow to import, and torchvision's models do not need it
 
-    try:
+    with transformers_model.loading(directory):
+        transformers = transformers_model.transformers
         config: Any = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        model = _class(transformers, config, directory)
-        options = (
-            {"add_pooling_layer": needs_pooler} if "add_pooling_layer" in inspect.signature(model).parameters else {}
-        )
-        backbone, report = model.from_pretrained(
-            directory,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **options,
-        )
-    except EncoderError:
-        raise
-    except Exception as error:  # transformers raises whatever its parts raise, each for its own kind of broken file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise EncoderError(f"{directory} cannot be loaded as a transformers model: {reason}") from error
-    if missing := sorted(report["missing_keys"]):
-        if all("pooler" in name for name in missing):
-            raise EncoderError(f"{directory} holds no weights of a pooler. Set reduce_output to cls or mean.")
-        raise EncoderError(
-            f"{directory} lacks weights of the model that config.json describes ({', '.join(missing[:3])}"
-            f"{', …' if len(missing) > 3 else ''}). Save the whole model again."
-        )
-    loaded: nn.Module = backbone
-    return loaded
+        found = _class(transformers, config, directory)
+        backbone, missing = transformers_model.load(found, directory, pooler=needs_pooler, dtype=torch.float32)
+    if missing and all("pooler" in name for name in missing):
+        raise EncoderError(f"{directory} holds no weights of a pooler. Set reduce_output to cls or mean.")
+    transformers_model.require_whole(directory, missing)
+    tower: nn.Module = backbone
+    return tower
 
 
 def _class(transformers: Any, config: Any, directory: Path) -> Any:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cachestore.encoders import hardware, text_model
+from cachestore.encoders import hardware, text_model, transformers_model
 from cachestore.encoders.batches import Budget, batches, tokens_in_memory, windows
 from cachestore.encoders.pooling import Head
 from cachestore.encoders.text_model import Collate, load
@@ -92,7 +92,7 @@ def _encode(
     forward = partial(_forward, backbone, heads, collate, device)
     settled = Budget(batch_tokens, fixed=True) if batch_tokens else _budget(specs[0], backbone, device)
     vectors = [torch.empty((len(payloads), dim), dtype=torch.float32, device=device) for dim in dims]
-    with torch.inference_mode(), hardware.exact_float32(), text_model.quiet():
+    with torch.inference_mode(), hardware.exact_float32(), transformers_model.quiet():
         for start, window in _tokenised(collate, payloads):
             lengths = [tokens.shape[1] for tokens in window]
             budget = settled.on(sum(lengths))

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import normalizers
 from torch import Tensor, nn
 
-from cachestore.encoders import _torchvision, hardware, sentence_transformers_files
+from cachestore.encoders import hardware, sentence_transformers_files, transformers_model
 from cachestore.encoders.pooling import Head, head_module
 from cachestore.encoders.text_specs import weights_key
 from cachestore.encoders.tokens import Tokenizer, Tokens
 from cachestore.errors import EncoderError
 from cachestore.keys import Fingerprint, Json
 
-_torchvision.make_importable()
-
-import transformers  # noqa: E402  after the line above
-from tokenizers import normalizers  # noqa: E402
+transformers = transformers_model.transformers
 
 _loaded: dict[Fingerprint, tuple[Any, nn.Module]] = {}
 _loading = threading.Lock()
@@ -143,33 +139,14 @@ def layer_of(spec: Mapping[str, Json]) -> int | None:
 
 def _load(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
     directory = sentence_transformers_files.read(directory).directory
-    with quiet():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
-            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-            model = _model_class(config, directory)
-            options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(model).parameters else {}
-            backbone, report = model.from_pretrained(
-                directory,
-                config=config,
-                dtype=getattr(torch, str(spec["precision"])),
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            )
-        except EncoderError:
-            raise
-        except Exception as error:  # transformers raises whatever its parts raise, each for its own kind of broken file
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise EncoderError(f"{directory} cannot be loaded as a transformers model: {reason}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise EncoderError(
-            f"{directory} lacks weights of the model that config.json describes ({', '.join(missing[:3])}"
-            f"{', …' if len(missing) > 3 else ''}). Save the whole model again."
+    with transformers_model.loading(directory):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
         )
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        options = {"config": config, "dtype": getattr(torch, str(spec["precision"]))}
+        backbone, missing = transformers_model.load(_model_class(config, directory), directory, pooler=False, **options)
+    transformers_model.require_whole(directory, missing)
     if spec.get("do_lower_case"):
         _lowercase(tokenizer, directory)
     if backbone.config.is_encoder_decoder and type(config) not in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
@@ -200,18 +177,3 @@ def _lowercase(tokenizer: Any, directory: Path) -> None:
     normalizer = tokenizer.backend_tokenizer.normalizer
     parts = [normalizers.Lowercase(), *([normalizer] if normalizer else [])]
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(parts)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """transformers says nothing meanwhile: what matters of a model's loading is checked and raised here."""
-    logging: Any = transformers.utils.logging  # partly untyped
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.ERROR)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
