@@ -90,7 +90,12 @@ def _by_time(config: DatetimeSplit, cells: c.Column, where: str, used: NDArray[n
     seconds, present = instants(cells, config.datetime_format, where, config.column)
     needed = np.ones(len(present), np.bool_) if used is None else used
     if (needed & ~present).any():
-        c.refuse(where, config.column, int((needed & ~present).argmax()), "the cell is empty, and rows are split by it")
+        c.refuse(
+            where,
+            config.column,
+            int((needed & ~present).argmax()),
+            "the cell is empty, and rows are split by it; fill it in, or remove the row",
+        )
     ordered = np.sort(seconds[needed])
     parts = np.zeros(len(seconds), np.int8)
     reached = 0.0
