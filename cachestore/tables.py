@@ -52,7 +52,7 @@ def open_memory(source: Any) -> Reader | None:
         return _table(source, options)
     if isinstance(source, pa.RecordBatchReader):
         return Reader(tuple(source.schema.names), None, options, _once(source))
-    if _is_frame(source) or isinstance(source, Mapping):  # frames by column: one odd column must not spoil the others
+    if is_frame(source) or isinstance(source, Mapping):  # frames by column: one odd column must not spoil the others
         return _columns(source, options)
     if hasattr(source, "__arrow_c_stream__"):
         with reading("the table"):
@@ -118,13 +118,14 @@ def _once(stream: pa.RecordBatchReader) -> Callable[[Sequence[str]], Iterator[pa
     return read
 
 
-def _is_frame(source: Any) -> bool:
+def is_frame(source: Any) -> bool:
+    """Whether it is a frame of pandas, which need not be installed."""
     return type(source).__module__.split(".")[0] == "pandas" and hasattr(source, "columns")
 
 
 def _columns(source: Any, options: Mapping[str, str]) -> Reader:
     """A reader over a pandas frame or a mapping of columns; a column is converted when it is read."""
-    names = list(source.columns if _is_frame(source) else source)
+    names = list(source.columns if is_frame(source) else source)
     if odd := [name for name in names if not isinstance(name, str)]:
         raise DataError(f"Column names are text; {odd[0]!r} is {type(odd[0]).__name__}. Rename the columns.")
     lengths: dict[str, int] = {}

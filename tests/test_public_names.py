@@ -11,13 +11,22 @@ from cli.app import app
 
 NAMES = {
     "cachestore": {"Encoder", "Manifest", "Store", "build", "errors", "open_store"},
-    "trainer": {"Run", "evaluate", "load_config", "predict", "train"},
+    "trainer": {
+        "CachedClassifier",
+        "CachedRegressor",
+        "Run",
+        "evaluate",
+        "load_config",
+        "predict",
+        "resume_run",
+        "train",
+    },
     "cli": set(),
 }
 EVERYWHERE = {"--store", "--json", "--quiet", "-q", "--help"}
 OPTIONS = {
     "build": {"DATA", "--config", "-c", "--column", "--encoder", "--name", "--dry-run"},
-    "train": {"DATA", "--config", "-c", "--validation", "--test", "--output", "-o", "--set"},
+    "train": {"[DATA]", "--config", "-c", "--validation", "--test", "--output", "-o", "--set", "--resume"},
     "predict": {"RUN", "DATA", "--output", "-o"},
     "evaluate": {"RUN", "DATA"},
     "ls": {"--runs"},

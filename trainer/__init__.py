@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from trainer.config import load_config
-from trainer.run import Run, evaluate, predict, train
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Run", "evaluate", "load_config", "predict", "train"]
+from trainer.config import load_config
+from trainer.run import Run, evaluate, predict, resume_run, train
+
+if TYPE_CHECKING:
+    from trainer.estimators import CachedClassifier, CachedRegressor
+
+__all__ = ["CachedClassifier", "CachedRegressor", "Run", "evaluate", "load_config", "predict", "resume_run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, which need scikit-learn, are imported when they are asked for."""
+    if name in ("CachedClassifier", "CachedRegressor"):
+        from trainer import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

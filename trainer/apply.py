@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,20 @@ from torch import Tensor
 from cachestore.dataset import open_dataset
 from cachestore.errors import DataError
 from cachestore.store import Store
+from cachestore.tables import is_frame
 from trainer import checkpoint, loop, pins, rows
 from trainer.assemble import State, build_model, default_device
 from trainer.batches import CachedBatches
 from trainer.config import load_config
+from trainer.evaluation import final
 from trainer.events import Clock, Listener
-from trainer.features import FittedBinary, FittedCategory, fitted_from_json
+from trainer.features import FittedBinary, FittedCategory, FittedSet, FittedVector, fitted_from_json
 from trainer.features.read import Table
 from trainer.model import Model
 from trainer.record import Evaluation, Predictions
 from trainer.rows import Built, Columns, FittedText
 from trainer.schema import Config
-from trainer.schema.outputs import BinaryOutput, CategoryOutput, OutputFeature
+from trainer.schema.outputs import BinaryOutput, CategoryOutput, OutputFeature, SetOutput
 
 
 def evaluate(run: str | os.PathLike[str], data: Any, store: Store, *, progress: Listener | None = None) -> Evaluation:
@@ -36,8 +38,10 @@ def evaluate(run: str | os.PathLike[str], data: Any, store: Store, *, progress: 
     if use.batches.rows == 0:
         raise DataError(f"{use.label} has no row to evaluate: {rows.reasons(use.columns.dropped())}.")
     trainer = use.config.trainer
-    metrics = loop.evaluate(use.model, use.batches, trainer.eval_batch_size, trainer.use_mixed_precision)
-    return Evaluation(metrics, use.batches.rows, use.columns.dropped(), **use.counts())
+    found = final(
+        use.model, use.batches, trainer.eval_batch_size, trainer.use_mixed_precision, seed=use.config.random_seed
+    )
+    return Evaluation(found.values(), use.batches.rows, use.columns.dropped(), **use.counts(), final=found)
 
 
 def predict(run: str | os.PathLike[str], data: Any, store: Store, *, progress: Listener | None = None) -> Predictions:
@@ -52,7 +56,8 @@ def predict(run: str | os.PathLike[str], data: Any, store: Store, *, progress: L
         found = {name: torch.zeros(0, *_width(use.states[name])) for name in use.model.outputs}
     for output in use.config.output_features:
         columns.update(_output_columns(output, use.states[output.name], found[output.name], predicted))
-    return Predictions(columns, predicted, use.columns.dropped(), **use.counts())
+    index = data.index if is_frame(data) else None
+    return Predictions(columns, predicted, use.columns.dropped(), **use.counts(), index=index)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def _output_columns(
 ) -> dict[str, NDArray[Any]]:
     def whole(values: NDArray[Any]) -> NDArray[Any]:
         empty = None if values.dtype == object else np.nan
-        filled = np.full(len(predicted), empty, values.dtype)
+        filled = np.full((len(predicted), *values.shape[1:]), empty, values.dtype)
         filled[predicted] = values
         return filled
 
@@ -125,17 +130,41 @@ def _output_columns(
         case BinaryOutput(threshold=threshold), FittedBinary(labels=classes):
             chosen = (scores >= np.float32(threshold)).astype(np.int64)
             probabilities = np.stack([1 - scores, scores], axis=1)
+        case SetOutput(threshold=threshold), FittedSet(vocabulary=labels):
+            columns = {f"{output.name}_predictions": whole(_chosen(scores >= np.float32(threshold), labels))}
+            return columns | _probabilities(output.name, labels, scores, whole)
         case _:
             return {f"{output.name}_predictions": whole(scores)}
     return {
         f"{output.name}_predictions": whole(np.array(classes, object)[chosen]),
         f"{output.name}_probability": whole(probabilities[np.arange(len(chosen)), chosen]),
-        **{
-            f"{output.name}_probabilities_{label}": whole(probabilities[:, place])
-            for place, label in enumerate(classes)
-        },
+        **_probabilities(output.name, classes, probabilities, whole),
     }
 
 
+def _probabilities(
+    name: str,
+    classes: Sequence[str],
+    probabilities: NDArray[Any],
+    whole: Callable[[NDArray[Any]], NDArray[Any]],
+) -> dict[str, NDArray[Any]]:
+    return {f"{name}_probabilities_{label}": whole(probabilities[:, at]) for at, label in enumerate(classes)}
+
+
+def _chosen(said: NDArray[np.bool_], labels: Sequence[str]) -> NDArray[np.object_]:
+    """The labels of each row, in the order of the vocabulary, as a list."""
+    rows, places = np.nonzero(said)
+    lists = np.split(np.array(labels, object)[places], np.searchsorted(rows, np.arange(1, len(said))))
+    found = np.empty(len(said), object)
+    for row in range(len(said)):
+        found[row] = lists[row].tolist()
+    return found
+
+
 def _width(state: State) -> tuple[int, ...]:
-    return (len(state.vocabulary),) if isinstance(state, FittedCategory) else ()
+    match state:
+        case FittedCategory(vocabulary=classes) | FittedSet(vocabulary=classes):
+            return (len(classes),)
+        case FittedVector(dim=dim):
+            return (dim,)
+    return ()

@@ -58,7 +58,13 @@ def describe(error: ValidationError, model: Any, data: Any, section: str) -> lis
     for detail in error.errors(include_url=False):
         if detail["type"] != "default_factory_not_called":  # column, for want of a name: said already
             grouped.setdefault(_place(detail, data), []).append(detail)
-    return [_fault(path, details, model, data, section) for path, details in grouped.items()]
+    within = {path[:depth] for path in grouped for depth in range(len(path))}
+    return [
+        _fault(path, details, model, data, section)
+        for path, details in grouped.items()
+        # a form that the value has not, beside what is wrong inside the form that it has
+        if path not in within or any(not detail["type"].endswith("_type") for detail in details)
+    ]
 
 
 @cache

@@ -65,6 +65,13 @@ def release_replaced(store: Store, run: NewRun, clock: Clock) -> None:
         clock.say(f"What the run that lay at {run.path} before was trained on stays pinned: {error}")
 
 
+def release(store: Store, run: Path) -> None:
+    """Drop the pin of a run whose directory is about to go."""
+    identity = run_id(run)
+    if identity is not None and not store.readonly:
+        references.drop_pin(store.root, identity)
+
+
 def moved(store: Store, run: Path, manifests: Mapping[str, Sequence[str]], clock: Clock) -> None:
     """Pin a run that is put to use at ``run`` there, when its pin leads to where it no longer is, or was dropped.
 
