@@ -55,7 +55,7 @@ def write(path: Path, data: Any = None, *, largest: int | None = None) -> Path:
 def figures(path: Path) -> dict[str, Figure]:
     """Every figure of a run's report, by a name that can be a file's."""
     run = files.read(path)
-    found = {f"training_{place}": figure for place, figure in enumerate(charts.training(run))}
+    found = {f"training_{figure.title}": figure for figure in charts.training(run)}
     for output in run.config["output_features"]:
         name = output["name"]
         if run.kept is not None and name in run.kept.outputs:

@@ -123,16 +123,21 @@ def compare(paths: Sequence[Path], split: str | None = None) -> Comparison:
 def document(found: Comparison) -> str:
     """The comparison as a page."""
     title = " · ".join(found.names)
-    rows = []
+    tables: dict[str, list[list[object]]] = {}
     for line in found.lines:
-        cells: list[object] = [(spoken(line.metric), "all outputs" if line.output == COMBINED else line.output)]
+        cells: list[object] = [spoken(line.metric)]
         for place, value in enumerate(line.values):
             mark = " ●" if place in line.best and len(line.best) < len(line.values) else ""
             difference = line.against_first(place)
             told = f"{difference:+.4f}" if place and difference is not None else ""
-            held = interval(found.runs[place], found.split, line.output, line.metric)
-            cells.append((measure(value) + mark, "  ".join(filter(None, [told, held]))))
-        rows.append(cells)
+            cells.append(
+                (measure(value) + mark, told, interval(found.runs[place], found.split, line.output, line.metric))
+            )
+        tables.setdefault(line.output, []).append(cells)
+    shown = [
+        f"<h3>{html.text('all outputs' if output == COMBINED else output)}</h3>{html.table(('metric', *found.names), rows)}"
+        for output, rows in tables.items()
+    ]
     notes = {True: "All were measured on the same rows.", False: "They were not measured on the same rows."}
     note = f"Metrics of the {found.split} rows; ● is the best, signed figures are differences from the first run. " + (
         notes[found.same_data] if found.same_data is not None else ""
@@ -141,7 +146,7 @@ def document(found: Comparison) -> str:
         (path, *(_ABSENT if value is None else str(value) for value in values)) for path, values in found.config.items()
     ]
     sections = [
-        html.section("metrics", "Metrics", [f'<p class="note">{note}</p>', html.table(("metric", *found.names), rows)]),
+        html.section("metrics", "Metrics", [f'<p class="note">{note}</p>', *shown]),
         html.section("curves", "Learning curves", [html.figures(curves(found))]),
         html.section(
             "config",

@@ -78,24 +78,32 @@ def interval(run: RunFiles, split: str, output: str, metric: str) -> str:
 def _metrics(run: RunFiles) -> str:
     metrics = run.metrics
     splits = list(metrics)
-    lines = dict.fromkeys(
-        (output, metric) for found in metrics.values() for output, values in found.items() for metric in values
-    )
-    several = len(run.config["output_features"]) > 1
-    rows = [
-        (
-            (spoken(metric), ("all outputs" if output == COMBINED else output) if several else ""),
-            *(
-                (measure(metrics[split].get(output, {}).get(metric)), interval(run, split, output, metric))
-                if metric in metrics[split].get(output, {})
-                else ""
-                for split in splits
-            ),
-        )
-        for output, metric in lines
-    ]
+    kinds = {output["name"]: output["type"] for output in run.config["output_features"]}
+    outputs = list(dict.fromkeys(output for found in metrics.values() for output in found))
+    parts = []
+    for output in outputs:
+        names = dict.fromkeys(name for split in splits for name in metrics[split].get(output, {}))
+        chief = [name for name in ("loss", *charts.headline(kinds.get(output, ""), names)) if name in names]
+        rows = {
+            name: (
+                spoken(name),
+                *(
+                    (measure(metrics[split][output][name]), interval(run, split, output, name))
+                    if name in metrics[split].get(output, {})
+                    else ""
+                    for split in splits
+                ),
+            )
+            for name in (*dict.fromkeys(chief), *(name for name in names if name not in chief))
+        }
+        if len(outputs) > 1:
+            parts.append(f"<h3>{html.text('all outputs' if output == COMBINED else output)}</h3>")
+        head = ("metric", *splits)
+        parts.append(html.table(head, [row for name, row in rows.items() if name in chief]))
+        if rest := [row for name, row in rows.items() if name not in chief]:
+            parts.append(f"<details><summary>{len(rest)} more metrics</summary>{html.table(head, rest)}</details>")
     note = '<p class="note">The smaller figures are 95 % intervals, of resampled rows.</p>' if run.evaluation else ""
-    return html.table(("metric", *splits), rows) + note
+    return "".join(parts) + note
 
 
 def _training_facts(run: RunFiles) -> str:

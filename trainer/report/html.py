@@ -13,6 +13,7 @@ from trainer.report.svg import draw
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # no character of a page
 _STYLE: Final = Path(__file__).with_name("style.css")
+_EMPTY: Final = "\u00a0"  # as high as any text
 _WIDE: Final = 12  # classes from which a matrix takes a row of its own
 
 
@@ -35,7 +36,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 def tile(name: str, value: str, note: str = "") -> str:
     """A number that stands for itself."""
-    return f'<div class="tile"><span>{text(name)}</span><b>{text(value)}</b><span>{text(note)}</span></div>'
+    return f'<div class="tile"><span>{text(name)}</span><b>{text(value)}</b><span>{text(note or _EMPTY)}</span></div>'
 
 
 def figures(drawn: Sequence[Figure]) -> str:
@@ -52,7 +53,7 @@ def _figure(figure: Figure) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], numeric: int = 1, tall: bool = False) -> str:
-    """A table whose columns from ``numeric`` on are numbers. A cell that is a pair has its second part beneath the first."""
+    """A table whose columns from ``numeric`` on are numbers. Of a tuple, the first value stands above the rest."""
     kinds = [' class="n"' if place >= numeric else ' class="t"' for place in range(len(head))]
     titles = "".join(f"<th{kind}>{text(name)}</th>" for kind, name in zip(kinds, head, strict=True))
     body = "".join(
@@ -79,7 +80,9 @@ def section(anchor: str, title: str, parts: Sequence[str]) -> str:
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, tuple):
-        first, second = value
-        return f"{text(first)}<small>{text(second)}</small>" if second else text(first)
-    return text(value)
+    first, *beneath = value if isinstance(value, tuple) else (value,)
+    return _breakable(first) + "".join(f"<small>{_breakable(more)}</small>" for more in beneath if more)
+
+
+def _breakable(value: object) -> str:
+    return text(value).replace("_", "_<wbr>")

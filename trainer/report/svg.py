@@ -11,7 +11,7 @@ from trainer.report.numbers import short, tick_labels, ticks
 
 PALETTE: Final = 6
 _WIDTH, _HEIGHT = 420, 280
-_CHAR = 6.6  # the width of a character, on average: of 11 px, and on a phone of 12.5
+_CHAR = 7.0  # the width of a character, on average: of 11 px, and on a phone of 12.5
 _LABEL: Final = 24  # characters of a class that are shown
 
 
@@ -236,7 +236,7 @@ def _legend(names: Sequence[tuple[str, str]]) -> list[list[tuple[float, str, str
     x = float(_WIDTH)
     for name, kind in names:
         shown = cut(name, 40)
-        width = 30 + len(shown) * _CHAR
+        width = 34 + len(shown) * _CHAR
         if x + width > _WIDTH:
             rows.append([])
             x = 34.0
