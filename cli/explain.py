@@ -28,8 +28,8 @@ def command(
 ) -> None:
     """Tell why a build of DATA would encode what it would.
 
-    Counts the texts of each column that the store has no vector of. Where there are some, it names the stored encoder
-    that differs least from the one asked for, each setting that differs, and how many of those texts it has vectors of.
+    Counts the texts or pictures of each column that the store has no vector of. Where there are some, it names the stored encoder
+    that differs least from the one asked for, each setting that differs, and how many of those it has vectors of.
     Encodes nothing, writes nothing.
 
     \b
@@ -99,8 +99,10 @@ def _text(found: Explanation, data: Path) -> str:
     if not found.to_encode:
         lines = [f"{data}: {output.count(found.rows, 'row')}, all stored: a build would encode nothing"]
     else:
+        kinds = {_noun(column) for column in found.columns}
+        kind = kinds.pop() if len(kinds) == 1 else "cell"
         lines = [
-            f"{data}: {output.count(found.rows, 'row')}, a build would encode {output.count(found.to_encode, 'text')}"
+            f"{data}: {output.count(found.rows, 'row')}, a build would encode {output.count(found.to_encode, kind)}"
         ]
     for column in found.columns:
         lines += _of_column(column)
@@ -111,7 +113,7 @@ def _of_column(column: ExplainedColumn) -> list[str]:
     cells = column.cells
     counts = [
         f"{output.count(cells.hits, 'cell')} found in the store",
-        f"{output.count(cells.new, 'new text')}",
+        f"{output.count(cells.new, f'new {_noun(column)}')}",
         f"{output.count(cells.repeats, 'repeat')} of them",
     ]
     counts += [f"{cells.missing:,} missing"] if cells.missing else []
@@ -127,13 +129,17 @@ def _of_column(column: ExplainedColumn) -> list[str]:
     if nearest is None:
         return lines
     used = f", used by {', '.join(nearest.encoder.names)}" if nearest.encoder.names else ""
-    lines.append(
-        f"  nearest stored {nearest.encoder.label} ({nearest.encoder.fingerprint.hex()[:8]}): "
-        f"{output.count(nearest.encoder.vectors, 'vector')}{used}; it has {nearest.texts:,} of the new texts. From it to this one:"
-    )
+    stored = f"{nearest.encoder.label} ({nearest.encoder.fingerprint.hex()[:8]})"
+    vectors = f"{output.count(nearest.encoder.vectors, 'vector')}{used}"
+    has = f"it has {nearest.texts:,} of the new {_noun(column)}s"
+    lines.append(f"  nearest stored {stored}: {vectors}; {has}. From it to this one:")
     kind = [change for change in nearest.changes if change.field == "kind"]
     told = [f"    {_change(change)}" for change in kind or nearest.changes]  # of another kind, all else differs too
     return [*lines, *told, *([f"    and {len(nearest.changes) - 1} other settings"] if kind else [])]
+
+
+def _noun(column: ExplainedColumn) -> str:
+    return "picture" if column.spec.get("kind") == "image" else "text"
 
 
 def _change(change: FieldChange) -> str:

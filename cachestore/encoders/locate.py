@@ -17,6 +17,8 @@ _WANTED: Final = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt"
 _UNWANTED: Final = ["onnx/*", "openvino/*", "coreml/*", "original/*"]
 _WEIGHTS: Final = ("model.safetensors", "model.safetensors.index.json")
 
+_WITHOUT: Final = "For texts, minilm (extra demo) and hashing need no download."
+
 
 def locate(name: str) -> Path:
     """The directory of a model given as a directory or as a hub id.
@@ -78,7 +80,7 @@ def _download(name: str) -> Path:
         raise EncoderError(
             f"the model {name!r} is no directory here ({Path(name).absolute()}), and with safetensors weights it is not in "
             f"{constants.HF_HUB_CACHE}; HF_HUB_OFFLINE is set. Unset it to download the model, or set "
-            "pretrained_model_name_or_path to a directory that holds it."
+            f"pretrained_model_name_or_path to a directory that holds it. {_WITHOUT}"
         )
     from huggingface_hub import snapshot_download  # its HTTP client is slow to import and needed only here
 
@@ -89,5 +91,5 @@ def _download(name: str) -> Path:
         raise EncoderError(
             f"the model {name!r} is no directory here ({Path(name).absolute()}), and could not be downloaded: {reason[0]} "
             "Check the name and the network, or set "
-            "pretrained_model_name_or_path to a directory that holds the model."
+            f"pretrained_model_name_or_path to a directory that holds the model. {_WITHOUT}"
         ) from error
