@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 from numpy.typing import NDArray
 
@@ -102,8 +104,11 @@ def _csv(columns: Mapping[str, NDArray[Any]]) -> str:
 
 def _cells(values: NDArray[Any]) -> list[str | None]:
     """Texts as they are; numbers with the digits that their type holds, which ``tolist`` would add to; NaN is empty."""
+    if values.ndim > 1:  # a vector of each row
+        return [None if np.isnan(row).all() else "[" + ", ".join(map(str, row)) + "]" for row in values]
     if values.dtype.kind != "f":
-        return values.tolist()  # type: ignore[no-any-return]
+        cells: list[Any] = values.tolist()
+        return [json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell for cell in cells]
     return [None if value != value else str(value) for value in values]  # noqa: PLR0124  # NaN is not itself
 
 
@@ -117,7 +122,10 @@ def _parquet(columns: Mapping[str, NDArray[Any]]) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    arrays = {name: pa.array(values, from_pandas=True) for name, values in columns.items()}  # NaN is null
+    arrays = {
+        name: pa.array(values if values.ndim == 1 else list(values), from_pandas=True)  # NaN is null
+        for name, values in columns.items()
+    }
     written = io.BytesIO()
     parquet.write_table(pa.table(arrays), written)
     return written.getvalue()

@@ -1,7 +1,7 @@
 """Intervals of metrics by the bootstrap of rows (Efron and Tibshirani 1993, chapter 13).
 
 1000 times as many rows are drawn, with replacement, and the middle 95 % of the metric's values stand around its value. A
-metric is a function of how often each row counts, so many resamples are computed at once. Of more than 10,000 rows that many
+metric is a function of how often each row counts, so many resamples are computed at once. Of more than 5,000 rows that many
 are drawn once, without replacement; what their resamples deviate is scaled to the number of rows by its root.
 """
 
@@ -18,7 +18,7 @@ from trainer import metrics
 
 LEVEL = 0.95
 RESAMPLES = 1000
-RESAMPLED_ROWS = 10_000
+RESAMPLED_ROWS = 5_000
 _NUMBERS_AT_ONCE = 1 << 22
 
 
@@ -60,7 +60,7 @@ class Bootstrap:
     ) -> dict[str, Estimate]:
         """``values``, metrics of all rows, with their intervals.
 
-        ``measure`` gives the same metrics, (resamples,) each, of the picked rows from weights (resamples, used); it makes
+        ``measure`` gives those that have one, (resamples,) each, of the picked rows from weights (resamples, used); it makes
         about ``width`` numbers per resample.
         """
         whole = measure(metrics.once(self.used, self.device))
@@ -69,16 +69,15 @@ class Bootstrap:
         parts: dict[str, list[Tensor]] = {name: [] for name in values}
         for start in range(0, RESAMPLES, at_once):
             weights = self._weights(min(at_once, RESAMPLES - start), generator)
-            measured = measure(weights)
-            for name, found in parts.items():
-                found.append(measured[name])
+            for name, found in measure(weights).items():
+                parts[name].append(found)
         shrink = math.sqrt(self.used / self.rows)
-        estimates = {}
-        for name, value in values.items():
+        estimates = {name: Estimate(value) for name, value in values.items()}
+        for name in whole:
             deviations = (torch.cat(parts[name]) - whole[name]) * shrink
             tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64, device=self.device)
             low, high = deviations.nanquantile(tails).tolist()
-            estimates[name] = Estimate(value, value + low, value + high)
+            estimates[name] = Estimate(values[name], values[name] + low, values[name] + high)
         return estimates
 
     def _weights(self, resamples: int, generator: torch.Generator) -> Tensor:

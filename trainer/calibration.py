@@ -32,6 +32,13 @@ def calibrate(
     names = [name for name in model.outputs if model.decoder(name).temperature is not None]
     if not names:
         return {}
+    with loop.threads_for(0):
+        return _calibrate(model, validation, names, batch_size, mixed_precision)
+
+
+def _calibrate(
+    model: Model, validation: Batches, names: list[str], batch_size: int | None, mixed_precision: bool
+) -> dict[str, float]:
     for name in names:
         _set(model.decoder(name), 1.0)
     low, high = dict.fromkeys(names, _LEAST), dict.fromkeys(names, _MOST)

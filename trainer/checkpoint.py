@@ -2,6 +2,7 @@
 
 run.json            marks the directory as a run, with the number of its format and the run's id; written first
 config.yaml         the config with every default written out
+evaluation.json     the final evaluation of the validation and test splits: intervals, confusion, tables of classes
 metrics.jsonl       one object per epoch and split, and one for the test split; appended while training runs
 model.safetensors   the weights
 model.json          what gives them meaning: the config again, vocabularies, normalisation, encoder specs, manifests
@@ -13,6 +14,7 @@ and what ``report`` makes of them: predictions.safetensors and report.json, repo
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import re
@@ -35,11 +37,14 @@ FORMAT: Final = 1
 MARK: Final = "run.json"
 CONFIG: Final = "config.yaml"
 METRICS: Final = "metrics.jsonl"
+EVALUATION: Final = "evaluation.json"
 WEIGHTS: Final = "model.safetensors"
 MODEL: Final = "model.json"
 SUMMARY: Final = "summary.json"
+STARTED: Final = "started.json"  # these two are trainer/resume.py's
+STATE: Final = "resume.safetensors"
 _OF_REPORTS: Final = ("predictions.safetensors", "report.json", "report.html", "plots", "tensorboard")
-_FILES: Final = (MARK, CONFIG, METRICS, WEIGHTS, MODEL, SUMMARY, *_OF_REPORTS)
+_FILES: Final = (MARK, CONFIG, METRICS, EVALUATION, WEIGHTS, MODEL, SUMMARY, STARTED, STATE, *_OF_REPORTS)
 _KIND: Final = "cachestore run"  # others call a file run.json too
 
 
@@ -67,13 +72,63 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
     """
     run = _make(output, stem)
     try:
-        yield run
+        with _held(run.folder):
+            yield run
     except BaseException:
         if run.folder != run.path:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
     if run.folder != run.path:
         _replace(run.path, run.folder)
+
+
+@contextlib.contextmanager
+def continued(path: Path, folder: Path) -> Iterator[NewRun]:
+    """The unfinished run in ``folder``, on its way to ``path``: as ``new_run``, but a body that fails leaves it as far as it got.
+
+    Raises UsageError when a process still trains it.
+    """
+    mark = _read_mark(folder)
+    identity = None if mark is None else _id(mark)
+    if identity is None:
+        raise UsageError(f"The run at {folder} has no id, so that it cannot go on. Train again.")
+    run = NewRun(path, folder, identity, None if folder == path else run_id(path))
+    with _held(folder):
+        yield run
+    if folder == path:
+        return
+    check_output(path)
+    if path.exists():
+        _replace(path, folder)
+    else:
+        folder.rename(path)
+
+
+def unfinished(path: Path) -> Path:
+    """Where the files of the unfinished run are that was to be at ``path``: there, or beside an older run it was to replace.
+
+    Raises UsageError when there is no such run.
+    """
+    if is_run(path) and not (path / SUMMARY).exists():
+        return path
+    place = path.resolve()
+    found = [new for new in place.parent.glob(f".{place.name}.new-*") if is_run(new) and not (new / SUMMARY).exists()]
+    if found:
+        return max(found, key=lambda new: (new / MARK).stat().st_mtime)
+    if is_run(path):
+        raise UsageError(f"The run at {path} is finished; there is nothing to resume.")
+    raise UsageError(f"There is no run at {path}. Name the directory that train wrote.")
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config. Raises UsageError when the run was stopped before it was written."""
+    data = _read(run / CONFIG)
+    if data is None:
+        raise UsageError(f"The run at {run} was stopped before it trained. Train again.")
+    found = yaml_source.parse(data.decode(), str(run / CONFIG))
+    if not isinstance(found, dict):
+        raise DamageError(f"{run / CONFIG} is damaged (it holds no mapping). Train again.")
+    return found
 
 
 def check_output(output: Path) -> None:
@@ -119,6 +174,11 @@ def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
             file.write(json.dumps(plain(line), allow_nan=False) + "\n")
     except OSError as error:
         raise outside.unwritable(run / METRICS, error) from error
+
+
+def write_evaluation(run: Path, evaluation: Mapping[str, Any]) -> None:
+    """Write the final evaluations, by split."""
+    outside.write(run / EVALUATION, _json(evaluation))
 
 
 def write_model(run: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
@@ -188,6 +248,17 @@ def _make(output: Path | None, stem: str) -> NewRun:
         ) from error
     outside.write(run.folder / MARK, _json({"kind": _KIND, "format": FORMAT, "id": run.id}))
     return run
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """No other process trains the run in ``folder`` during the body; a process that dies lets go."""
+    with (folder / MARK).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"The run at {folder} is being trained by another process. Wait for it to end.") from None
+        yield
 
 
 def _numbered(stem: str) -> NewRun:

@@ -12,18 +12,24 @@ from torch import Tensor
 
 from trainer import metrics
 from trainer.batches import Batches
-from trainer.bootstrap import Bootstrap, Estimate
+from trainer.bootstrap import Bootstrap
 from trainer.decoders import Classifier, SetDecoder
 
-_AT_ONCE = 1 << 25  # probabilities: 128 MiB
+_KEPT_AT_ONCE = 1 << 25  # probabilities: 128 MiB
+_RANKED_AT_ONCE = 1 << 20  # which takes some 100 bytes each
 
 
 @dataclass(frozen=True)
 class Classwise:
-    """The means over classes, and the table of them."""
+    """The means over classes, and the table of them.
 
-    estimates: Mapping[str, Estimate]
+    ``measure`` gives those that have an interval, from weights (resamples, rows) of the rows that are resampled: of roc_auc
+    its linear part, the influence of each row on it (Efron 1982, the infinitesimal jackknife). average_precision has none.
+    """
+
+    values: Mapping[str, float]
     table: Sequence[Mapping[str, Any]]
+    measure: Callable[[Tensor], Mapping[str, Tensor]]
 
 
 def classwise(
@@ -33,72 +39,76 @@ def classwise(
     targets: Tensor,
     resamples: Bootstrap,
 ) -> Classwise:
-    """``scores`` gives those of all rows, batch by batch, as often as it is called; ``targets`` are of all rows.
-
-    roc_auc has an interval of its linear part, the influence of each row on it (Efron 1982, the infinitesimal jackknife);
-    average_precision has none.
-    """
+    """``scores`` gives those of all rows, batch by batch, as often as it is called; ``targets`` are of all rows."""
     rows = batches.rows
-    once = metrics.once(rows, batches.device)
     threshold = decoder.threshold if isinstance(decoder, SetDecoder) else 0.0
     best = torch.cat([part.argmax(dim=1) for part in scores()]) if isinstance(decoder, Classifier) else None
     influence = torch.zeros(rows, dtype=torch.float64, device=batches.device)
     table: list[dict[str, Any]] = []
     labels: list[tuple[Tensor, Tensor]] = []  # of a set, of the rows that are resampled
-    for place, probability in _columns(decoder, rows, scores):
-        so = targets == place if isinstance(decoder, Classifier) else targets[:, place] > 0.5
-        said = torch.eq(best, place) if best is not None else probability >= threshold
-        there, predicted, right = (int(mask.sum().item()) for mask in (so, said, so & said))
-        table.append(
-            {
-                "class": decoder.classes[place],
-                "rows": there,
-                "predicted": predicted,
-                "precision": right / predicted if predicted else 0.0,
-                "recall": right / there if there else 0.0,
-                "f1": 2 * right / (predicted + there) if predicted + there else math.nan,
-                "roc_auc": _one(metrics.roc_auc(probability, so, once)),
-                "average_precision": _one(metrics.average_precision(probability, so, once)),
-            }
+    for start, probabilities in _columns(decoder, rows, scores):
+        places = torch.arange(start, start + len(probabilities), device=batches.device)[:, None]
+        if best is None:
+            said, so = probabilities >= threshold, targets[:, start : start + len(places)].T > 0.5
+        else:
+            said, so = best == places, targets == places
+        ranked = metrics.Rankings(probabilities, so)
+        there = so.sum(dim=1)
+        influence += ranked.influence[(there > 0) & (there < rows)].sum(dim=0)
+        columns = (there, said.sum(dim=1), (said & so).sum(dim=1), ranked.roc_auc, ranked.average_precision)
+        names = decoder.classes[start : start + len(places)]
+        table.extend(
+            _line(name, *line) for name, *line in zip(names, *(part.tolist() for part in columns), strict=True)
         )
-        if 0 < there < rows:
-            influence += metrics.roc_auc_influence(probability, so)
         if isinstance(decoder, SetDecoder):
-            labels.append((resamples.pick(said), resamples.pick(so)))
-    defined = sum(not math.isnan(row["roc_auc"]) for row in table)
-    estimates = {"average_precision": Estimate(_mean(row["average_precision"] for row in table))}
-    estimates["roc_auc"] = Estimate(_mean(row["roc_auc"] for row in table))
-    if defined:
-        linear = resamples.pick(influence / defined)
-        estimates |= resamples.around(
-            {"roc_auc": estimates["roc_auc"].value}, lambda weights: {"roc_auc": metrics.mean(linear, weights)}
-        )
-    if labels:
-        value = _mean(row["f1"] for row in table)
-        measure = _f1_of(labels)
-        estimates |= resamples.around({"f1_macro": value}, measure, width=2 * len(labels))
+            labels += [(resamples.pick(one), resamples.pick(other)) for one, other in zip(said, so, strict=True)]
+    values = {name: _mean(row[name] for row in table) for name in ("roc_auc", "average_precision")}
+    if best is None:
+        values["f1_macro"] = _mean(row["f1"] for row in table)
     for row in table:
         row["f1"] = 0.0 if math.isnan(row["f1"]) else row["f1"]
-    return Classwise(estimates, table)
+    defined = sum(not math.isnan(row["roc_auc"]) for row in table)
+    return Classwise(values, table, _measure(resamples.pick(influence / defined) if defined else None, labels))
+
+
+def _measure(
+    linear: Tensor | None, labels: Sequence[tuple[Tensor, Tensor]]
+) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    if labels:
+        both = torch.stack([said & so for said, so in labels], dim=1).double()
+        either = torch.stack([said.double() + so.double() for said, so in labels], dim=1)
+
+    def measure(weights: Tensor) -> dict[str, Tensor]:
+        found = {} if linear is None else {"roc_auc": metrics.mean(linear, weights)}
+        if labels:
+            found["f1_macro"] = (2 * (weights @ both) / (weights @ either)).nanmean(dim=1)
+        return found
+
+    return measure
+
+
+def _line(name: str, rows: int, predicted: int, right: int, roc_auc: float, average_precision: float) -> dict[str, Any]:
+    return {
+        "class": name,
+        "rows": rows,
+        "predicted": predicted,
+        "precision": right / predicted if predicted else 0.0,
+        "recall": right / rows if rows else 0.0,
+        "f1": 2 * right / (predicted + rows) if predicted + rows else math.nan,
+        "roc_auc": roc_auc,
+        "average_precision": average_precision,
+    }
 
 
 def _columns(
     decoder: Classifier | SetDecoder, rows: int, scores: Callable[[], Iterable[Tensor]]
 ) -> Iterator[tuple[int, Tensor]]:
-    at_once = max(1, _AT_ONCE // rows)
-    for start in range(0, len(decoder.classes), at_once):
-        parts = [decoder.predict(part)[:, start : start + at_once] for part in scores()]
-        yield from enumerate(torch.cat(parts).T.contiguous(), start)
-
-
-def _f1_of(labels: Sequence[tuple[Tensor, Tensor]]) -> Callable[[Tensor], dict[str, Tensor]]:
-    both = torch.stack([said & so for said, so in labels], dim=1).double()
-    either = torch.stack([said.double() + so.double() for said, so in labels], dim=1)
-    return lambda weights: {"f1_macro": (2 * (weights @ both) / (weights @ either)).nanmean(dim=1)}
-
-
-def _one(value: Tensor) -> float:
-    return float(value.item())
+    """The probabilities of some classes, (classes, rows), and the place of the first of them."""
+    kept, ranked = (max(1, most // rows) for most in (_KEPT_AT_ONCE, _RANKED_AT_ONCE))
+    for start in range(0, len(decoder.classes), kept):
+        columns = torch.cat([decoder.predict(part)[:, start : start + kept] for part in scores()]).T.contiguous()
+        for at in range(0, len(columns), ranked):
+            yield start + at, columns[at : at + ranked]
 
 
 def _mean(values: Iterable[float]) -> float:

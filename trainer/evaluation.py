@@ -101,6 +101,11 @@ def final(
 
     What is kept of a row is a few numbers; metrics that need every probability are computed a few classes at a time.
     """
+    with loop.threads_for(0):
+        return _final(model, batches, batch_size, mixed_precision, seed)
+
+
+def _final(model: Model, batches: Batches, batch_size: int | None, mixed_precision: bool, seed: int) -> FinalEvaluation:
     observed: dict[str, list[dict[str, Tensor]]] = {name: [] for name in model.outputs}
     losses: dict[str, list[Tensor]] = {name: [] for name in model.outputs}
     weights: dict[str, list[Tensor]] = {name: [] for name in model.outputs}
@@ -150,16 +155,15 @@ def _result(
     device = resamples.device
     whole = decoder.measure(observed, names, metrics.once(resamples.rows, device))
     picked = {key: resamples.pick(values) for key, values in observed.items()}
-    estimates = resamples.around(
-        {name: float(value.item()) for name, value in whole.items()},
-        lambda weights: decoder.measure(picked, names, weights),
-        width=3 * len(decoder.classes) if isinstance(decoder, Classifier) else 1,
-    )
-    estimates["loss"] = Estimate(loss)
-    classes: Sequence[Mapping[str, Any]] = ()
-    if found is not None:
-        estimates |= found.estimates
-        classes = found.table
+    values = {name: float(value.item()) for name, value in whole.items()}
+    classes = () if found is None else found.table
+
+    def measure(weights: Tensor) -> dict[str, Tensor]:
+        measured = decoder.measure(picked, names, weights)
+        return measured if found is None else {**measured, **found.measure(weights)}
+
+    estimates = {"loss": Estimate(loss)}
+    estimates |= resamples.around(values if found is None else {**values, **found.values}, measure, 3 * len(classes))
     ordered = {name: estimates[name] for name in decoder.metric_names}
     temperature = None if decoder.temperature is None else float(decoder.temperature.item())
     match decoder:

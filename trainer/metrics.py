@@ -183,25 +183,35 @@ def average_precision(scores: Tensor, targets: Tensor, weights: Tensor) -> Tenso
     return (true * precision).sum(dim=1) / true.sum(dim=1)
 
 
-def roc_auc_influence(scores: Tensor, targets: Tensor) -> Tensor:
-    """What each row adds to roc_auc when it counts a little more, float64 (rows,): its derivative by that row's weight.
+class Rankings:
+    """Many rankings of the same rows at once, as of each class against the others: scores and truths, (rankings, rows) each.
 
-    The placements of DeLong et al. 1988, less the area; their mean is 0.
+    ``roc_auc`` and ``average_precision`` (rankings,) are those of the functions of these names for rows that count once.
+    ``influence`` (rankings, rows): what each row adds to roc_auc when it counts a little more, its derivative by that row's
+    weight times the number of rows: the placements of DeLong et al. 1988, less the area.
     """
-    weights = once(len(scores), scores.device)
-    ordered, order = scores.sort()
-    group = _groups(ordered)
-    size = int(group[-1].item()) + 1
-    truth = (targets[order] > 0.5).double()
-    true, false = counts(group, size, truth[None])[0], counts(group, size, 1 - truth[None])[0]
-    positives, negatives = true.sum(), false.sum()
-    below = ((false.cumsum(0) - false / 2) / negatives)[group]
-    above = (positives - true.cumsum(0) + true / 2)[group] / positives
-    area = (below * truth).sum() / positives
-    share = positives / weights.sum()
-    influence = torch.empty_like(below)
-    influence[order] = torch.where(truth > 0, (below - area) / share, (above - area) / (1 - share))
-    return influence
+
+    def __init__(self, scores: Tensor, truths: Tensor) -> None:
+        rows = scores.shape[1]
+        ordered, order = scores.sort(dim=1)
+        true = truths.gather(1, order).double()
+        edge = torch.ones_like(order, dtype=torch.bool)
+        edge[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        place = torch.arange(rows, device=scores.device).expand_as(order)
+        first = torch.where(edge, place, 0).cummax(dim=1).values  # of the rows with an equal score
+        last = torch.where(edge.roll(-1, dims=1), place, rows).flip(1).cummin(dim=1).values.flip(1)
+        lower = true.cumsum(dim=1)
+        true_below, true_upto = lower.gather(1, first) - true.gather(1, first), lower.gather(1, last)
+        positives = true.sum(dim=1, keepdim=True)
+        negatives = rows - positives
+        below = (first - true_below + last + 1 - true_upto) / 2 / negatives  # false rows, ties counting half
+        above = 1 - (true_below + true_upto) / 2 / positives
+        area = (below * true).sum(dim=1, keepdim=True) / positives
+        precision = (positives - true_below) / (rows - first)
+        moved = torch.where(true > 0, (below - area) * rows / positives, (above - area) * rows / negatives)
+        self.roc_auc = area.squeeze(1)
+        self.average_precision = (precision * true).sum(dim=1) / positives.squeeze(1)
+        self.influence = torch.empty_like(moved).scatter_(1, order, moved)
 
 
 # numbers and sets

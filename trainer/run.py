@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cachestore.dataset import Dataset, open_dataset
+from cachestore.errors import UsageError
 from cachestore.store import Store
-from trainer import checkpoint, loop, pins, report
+from trainer import checkpoint, loop, pins, report, resume
 from trainer.apply import evaluate, predict
 from trainer.assemble import build_model, default_device, start_at_means
 from trainer.batches import CachedBatches
+from trainer.calibration import calibrate
 from trainer.config import load_config
+from trainer.evaluation import final
 from trainer.events import Clock, Listener
 from trainer.fitting import build_optimizer, fit_settings
 from trainer.loop import EpochDone, Metrics
 from trainer.model import Model
-from trainer.prepare import prepare
+from trainer.prepare import Prepared, prepare
 from trainer.record import Evaluation, Predictions
 from trainer.runs import Run, StoreLike, opened
 from trainer.schema import Config
 from trainer.schema.inputs import StoredInput
 from trainer.schema.preparation import RandomSplit
 
-__all__ = ["Evaluation", "Predictions", "Run", "evaluate", "predict", "train"]
+__all__ = ["Evaluation", "Predictions", "Run", "evaluate", "predict", "resume_run", "train"]
 
 
 def train(
@@ -49,20 +54,54 @@ def train(
     config = config if isinstance(config, Config) else load_config(config, data=data)
     sources = {"train": data, "validation": validation, "test": test}
     given = {name: source for name, source in sources.items() if source is not None}
+    target = None if output is None else Path(output)
+    if target is not None:
+        checkpoint.check_output(target)
     with opened(store) as there:
-        return _train(with_models_placed(config), given, there, None if output is None else Path(output), progress)
+        return _train(with_models_placed(config), given, there, partial(_begun, target), progress)
+
+
+def resume_run(
+    path: str | Path,
+    store: StoreLike = None,
+    *,
+    data: Any = None,
+    validation: Any = None,
+    test: Any = None,
+    progress: Listener | None = None,
+) -> Run:
+    """Go on with the run that was to be at ``path`` and was stopped: it ends with the weights of one that was not.
+
+    It takes up its config, its data, of which only what was in memory has to be given again, and by default its store.
+    Raises UsageError when there is no such run, it is finished, a process still trains it, or its data changed.
+    """
+    folder = checkpoint.unfinished(Path(path))
+    started = resume.read_started(folder)
+    given = {"train": data, "validation": validation, "test": test}
+    sources = {name: source if given[name] is None else given[name] for name, source in started.sources.items()}
+    for name, source in sources.items():
+        if source is None:
+            raise UsageError(f"The run at {path} had its {name} data in memory. Give it again.")
+    config = load_config(checkpoint.read_config(folder))
+    with opened(started.store if store is None else store) as there:
+        return _train(config, sources, there, lambda _: checkpoint.continued(Path(started.path), folder), progress)
+
+
+def _begun(output: Path | None, data: Dataset) -> AbstractContextManager[checkpoint.NewRun]:
+    return checkpoint.new_run(output, _stem(data))
 
 
 def _train(
-    config: Config, sources: Mapping[str, Any], store: Store, output: Path | None, progress: Listener | None
+    config: Config,
+    sources: Mapping[str, Any],
+    store: Store,
+    place_of: Callable[[Dataset], AbstractContextManager[checkpoint.NewRun]],
+    progress: Listener | None,
 ) -> Run:
     if config.preprocessing.split is None and len(sources) == 1:
         preprocessing = config.preprocessing.model_copy(update={"split": RandomSplit()})
         config = config.model_copy(update={"preprocessing": preprocessing})
     clock = Clock(progress)
-    if output is not None:
-        checkpoint.check_output(output)
-
     prepared = prepare(config, sources, store, clock)
 
     clock.begin("epochs")
@@ -74,14 +113,18 @@ def _train(
     settings = fit_settings(config, model, batches["train"])
     if "validation" not in batches:
         clock.say("There are no validation rows: every epoch is run, and the weights of the last one are kept.")
+        if any(model.decoder(name).temperature is not None for name in model.outputs):
+            clock.say("calibration: true does nothing, because it needs validation rows.")
     manifests = {name: build.manifests for name, build in prepared.built.items()}
     versions = pins.data_versions(store, prepared.built)
     with (
-        checkpoint.new_run(output, _stem(prepared.opened["train"])) as place,
+        place_of(prepared.opened["train"]) as place,
         pins.pinned(store, place, manifests, clock),
     ):
         checkpoint.write_config(place.folder, config.resolved())
-        done, best = _fit(config, model, batches, settings, place.folder, clock, progress)
+        resume.write_started(place.folder, _started(prepared, store, place))
+        identity = partial(resume.data_identity, manifests, batches)
+        done, best = _fit(config, model, batches, settings, place.folder, identity, clock, progress)
 
         clock.begin("write")
         description = {
@@ -113,6 +156,7 @@ def _train(
             store=str(store.root),
         )
         checkpoint.write_summary(place.folder, run.to_json())
+        resume.finished(place.folder)
     pins.release_replaced(store, place, clock)
     report.write(run.path, held_out, largest=report.LARGEST)
     return run
@@ -141,15 +185,16 @@ def _fit(
     batches: Mapping[str, CachedBatches],
     settings: loop.FitSettings,
     folder: Path,
+    identity: Callable[[], str],
     clock: Clock,
     progress: Listener | None,
 ) -> tuple[loop.FitResult, dict[str, Metrics]]:
-    """Train, and measure the test split; metrics go to ``folder`` as they come. Returns those of the best epoch, by split."""
-    best: dict[str, Metrics] = {}
+    """Train, from the state that ``folder`` has, and measure the test split; metrics go to ``folder`` as they come.
+
+    Returns those of the best epoch, by split.
+    """
 
     def on_epoch(epoch: EpochDone) -> None:
-        if epoch.best:
-            best.update(epoch.metrics)
         for name, metrics in epoch.metrics.items():
             line = {"epoch": epoch.epoch, "split": name, "learning_rate": epoch.learning_rate, "metrics": metrics}
             checkpoint.append_metrics(folder, line)
@@ -163,12 +208,33 @@ def _fit(
         optimizer=build_optimizer(config, model),
         settings=settings,
         on_epoch=on_epoch,
+        resume=resume.read_state(folder, identity),
+        save=resume.Saver(folder, identity),
     )
+    best = dict(done.metrics)
     clock.begin("evaluate")
+    if "validation" in batches:
+        calibrate(model, batches["validation"], settings.eval_batch_size, settings.mixed_precision)
+    finals = {
+        name: final(model, batches[name], settings.eval_batch_size, settings.mixed_precision, seed=config.random_seed)
+        for name in ("validation", "test")
+        if name in batches
+    }
+    best.update({name: evaluation.values() for name, evaluation in finals.items()})
     if "test" in batches:
-        best["test"] = loop.evaluate(model, batches["test"], settings.eval_batch_size, settings.mixed_precision)
         checkpoint.append_metrics(folder, {"epoch": done.best_epoch, "split": "test", "metrics": best["test"]})
+    if finals:
+        checkpoint.write_evaluation(folder, {name: evaluation.to_json() for name, evaluation in finals.items()})
     return done, best
+
+
+def _started(prepared: Prepared, store: Store, place: checkpoint.NewRun) -> resume.Started:
+    sources = {name: data.path for name, data in prepared.opened.items()}
+    return resume.Started(
+        sources={name: None if path is None else str(Path(path).resolve()) for name, path in sources.items()},
+        store=str(store.root),
+        path=str(place.path.resolve()),
+    )
 
 
 def _stem(dataset: Dataset) -> str:

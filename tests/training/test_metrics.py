@@ -160,7 +160,7 @@ def test_ranking_metrics_are_those_of_scikit_learn_also_with_ties(distinct: int)
 def test_a_rows_influence_on_roc_auc_is_its_derivative(distinct: int) -> None:
     scores = torch.randint(distinct, (40,), generator=DRAW).float()
     targets = (scores / distinct + torch.rand(40, generator=DRAW) > 1).float()
-    influence = metrics.roc_auc_influence(scores, targets)
+    influence = metrics.Rankings(scores[None], targets[None]).influence[0]
     weights = metrics.once(40).repeat(40, 1) + 1e-6 * torch.eye(40, dtype=torch.float64)
     moved = metrics.roc_auc(scores, targets, weights) - metrics.roc_auc(scores, targets, metrics.once(40))
     assert torch.allclose(influence, moved / 1e-6 * 40, atol=1e-4)
@@ -256,3 +256,19 @@ def test_better_knows_each_metrics_direction() -> None:
     assert metrics.better("loss", 0.4, 0.5)
     assert not metrics.better("mean_squared_error", 0.6, 0.5)
     assert metrics.better("loss", 9.0, None)
+
+
+@pytest.mark.parametrize("distinct", [1, 5, 10_000])
+def test_many_rankings_at_once_are_the_same_as_each_by_itself(distinct: int) -> None:
+    scores = torch.randint(distinct, (4, ROWS), generator=DRAW).float()
+    truths = torch.rand(4, ROWS, generator=DRAW) < torch.tensor([0.5, 0.1, 0.0, 1.0])[:, None]
+    ranked, once = metrics.Rankings(scores, truths), metrics.once(ROWS)
+    areas, precisions = zip(
+        *(
+            (metrics.roc_auc(*each, once), metrics.average_precision(*each, once))
+            for each in zip(scores, truths, strict=True)
+        ),
+        strict=True,
+    )
+    assert torch.allclose(ranked.roc_auc, torch.cat(areas), equal_nan=True)
+    assert torch.allclose(ranked.average_precision, torch.cat(precisions), equal_nan=True)
