@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cachestore.errors import UsageError
 from cli import options, output
+
+if TYPE_CHECKING:
+    from trainer import Run
 
 
 def command(
     data: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="DATA", help="CSV, TSV, Parquet, JSON Lines, Arrow or Feather file, or a folder of pictures."
         ),
-    ],
-    config: options.ConfigPath,
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", metavar="YAML", help="The config file.")] = None,
     validation: Annotated[
         Path | None, typer.Option("--validation", metavar="FILE", help="Validation rows; DATA is then used whole.")
     ] = None,
@@ -35,6 +39,12 @@ def command(
             "--set", metavar="PATH=VALUE", help="Change one config value, as trainer.epochs=3; repeat for more."
         ),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume", metavar="RUN", help="Go on with a run that was stopped; DATA and the rest are its own."
+        ),
+    ] = None,
     store: options.StorePath = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -43,12 +53,14 @@ def command(
 
     Rows whose vectors the store lacks are built first. Without --validation and --test, and without a split in the
     config, rows are split at random into 70 % train, 10 % validation and 20 % test. A run at --output is replaced when
-    the new one is finished.
+    the new one is finished. A run that was stopped goes on with --resume from the last epoch saved (every ten seconds),
+    and ends with the same weights.
 
     \b
     Examples:
         cachestore train reviews.csv -c config.yaml
         cachestore train train.csv -c config.yaml --test test.csv --set trainer.epochs=20
+        cachestore train --resume runs/train
 
     \b
     Exit codes:
@@ -58,19 +70,52 @@ def command(
         4    damage found in the store
         5    done, but some rows could not be read or encoded and were left out
     """
+    out = output.Output(as_json, quiet)
+    if resume is not None:
+        if any(given is not None for given in (data, config, validation, test, output_dir, overrides)):
+            raise UsageError(
+                "--resume goes on with a run as it was begun. Give no DATA, config or other option but --store."
+            )
+        run = _resumed(resume, store, out)
+    elif data is None or config is None:
+        raise UsageError("train needs DATA and --config. See: cachestore train --help")
+    else:
+        run = _trained(data, config, overrides or [], validation, test, output_dir, store, out)
+    summary = run.to_json()
+    out.result(summary, text(summary))
+    if output.skipped(run.skipped_cells, run.skipped, data if data is not None else run.path):
+        raise typer.Exit(output.SKIPPED_ROWS)
+
+
+def _trained(
+    data: Path,
+    config: Path,
+    overrides: list[str],
+    validation: Path | None,
+    test: Path | None,
+    output_dir: Path | None,
+    store: Path | None,
+    out: output.Output,
+) -> Run:
     from cachestore.dataset import open_dataset
     from cli.watch import watching
     from trainer import load_config, train
 
-    out = output.Output(as_json, quiet)
     dataset = open_dataset(data)
-    settings = load_config(config, overrides or [], dataset)
+    settings = load_config(config, overrides, dataset)
     with options.open_store(store, out) as opened, watching(out) as progress:
-        run = train(settings, dataset, opened, validation=validation, test=test, output=output_dir, progress=progress)
-    summary = run.to_json()
-    out.result(summary, text(summary))
-    if output.skipped(run.skipped_cells, run.skipped, data):
-        raise typer.Exit(output.SKIPPED_ROWS)
+        return train(settings, dataset, opened, validation=validation, test=test, output=output_dir, progress=progress)
+
+
+def _resumed(path: Path, store: Path | None, out: output.Output) -> Run:
+    from cli.watch import watching
+    from trainer import resume_run
+
+    if store is None:
+        with watching(out) as progress:
+            return resume_run(path, progress=progress)
+    with options.open_store(store, out) as opened, watching(out) as progress:
+        return resume_run(path, opened, progress=progress)
 
 
 def text(summary: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ NAMES = {
 EVERYWHERE = {"--store", "--json", "--quiet", "-q", "--help"}
 OPTIONS = {
     "build": {"DATA", "--config", "-c", "--column", "--encoder", "--name", "--dry-run"},
-    "train": {"[DATA]", "--config", "-c", "--validation", "--test", "--output", "-o", "--set", "--resume"},
+    "train": {"DATA", "--config", "-c", "--validation", "--test", "--output", "-o", "--set", "--resume"},
     "predict": {"RUN", "DATA", "--output", "-o"},
     "evaluate": {"RUN", "DATA"},
     "ls": {"--runs"},

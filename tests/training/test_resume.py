@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cachestore.errors import DamageError, UsageError
+from cachestore.store import open_store
+from tests.training.heads import classifier
+from tests.training.test_loop import SETTINGS, kinds
+from tests.training.test_run import config, messages, write
+from trainer import checkpoint, resume, resume_run, train
+from trainer.loop import fit
+from trainer.optim import Adam, Lbfgs, Plateau, Schedule, Sgd
+
+# Trains with the arguments it gets, saves after every epoch, and kills itself at a moment: before the call that makes it
+# so many of what the moment names.
+DRIVER = """
+import json, os, signal, sys
+import trainer.loop, trainer.report, trainer.run
+from cachestore import outside
+from trainer import checkpoint, resume
+
+moment, count, arguments = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+resume.SAVE_SECONDS = 0.0
+left = [count]
+
+def killing(function, when=lambda *a: True):
+    def call(*args, **kwargs):
+        if when(*args):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+
+match moment:
+    case "metrics": checkpoint.append_metrics = killing(checkpoint.append_metrics)
+    case "state": outside.write = killing(outside.write, lambda path, *_: path.name == checkpoint.STATE)
+    case "rename": os.replace = killing(os.replace, lambda old, new: str(new).endswith(checkpoint.STATE))
+    case "step": torch_step = trainer.optim.Adam.step; trainer.optim.Adam.step = killing(torch_step)
+    case "model": checkpoint.write_model = killing(checkpoint.write_model)
+    case "summary": checkpoint.write_summary = killing(checkpoint.write_summary)
+
+if arguments.pop("resume", False):
+    trainer.run.resume_run(arguments["output"], arguments["store"])
+else:
+    trainer.run.train(arguments.pop("config"), arguments.pop("data"), arguments.pop("store"), **arguments)
+"""
+EPOCHS = 6
+
+
+def settings(**trainer: Any) -> dict[str, Any]:
+    """Everything that has a state: dropout, a schedule, a plateau, early stopping."""
+    section = {
+        "epochs": EPOCHS,
+        "batch_size": 16,
+        "learning_rate": 0.02,
+        "early_stop": -1,
+        "learning_rate_scheduler": {"decay": "cosine", "reduce_on_plateau": 2, "reduce_on_plateau_patience": 0},
+        **trainer,
+    }
+    return config(trainer=section, combiner={"type": "concat", "num_fc_layers": 1, "output_size": 16, "dropout": 0.3})
+
+
+def killed(tmp_path: Path, moment: str, count: int, **arguments: Any) -> None:
+    given = {"output": str(tmp_path / "run"), "store": str(tmp_path / "store"), **arguments}
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, moment, str(count), json.dumps(given)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "messages.csv", messages(90))
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> Path:
+    """A finished run that nothing stopped."""
+    with open_store(tmp_path / "store") as store:
+        return train(settings(), data(tmp_path), store, output=tmp_path / "undisturbed").path
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    for name in (checkpoint.WEIGHTS, checkpoint.METRICS, checkpoint.CONFIG):
+        assert (run / name).read_bytes() == (reference / name).read_bytes(), name
+    mine, other = (json.loads((path / checkpoint.SUMMARY).read_text()) for path in (run, reference))
+    for key in ("metrics", "epochs", "best_epoch", "rows", "learning_rate"):
+        assert mine[key] == other[key]
+    assert not (run / checkpoint.STATE).exists()
+    assert not (run / checkpoint.STARTED).exists()
+
+
+@pytest.mark.timeout(200)  # some processes that import torch, one after the other
+@pytest.mark.parametrize(
+    ("moment", "count"),
+    [("step", 2), ("metrics", 4), ("state", 1), ("rename", 3), ("step", 19), ("model", 1), ("summary", 1)],
+)
+def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
+    tmp_path: Path, undisturbed: Path, moment: str, count: int
+) -> None:
+    killed(tmp_path, moment, count, config=settings(), data=str(tmp_path / "messages.csv"))
+    run = resume_run(tmp_path / "run")
+    assert run.path == tmp_path / "run"
+    assert_same(tmp_path / "run", undisturbed)
+    left = [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+    assert not [name for name in left if not name.endswith(f".part-{name[-8:]}")]
+
+
+@pytest.mark.timeout(200)
+def test_a_run_may_be_killed_again_while_it_goes_on(tmp_path: Path, undisturbed: Path) -> None:
+    killed(tmp_path, "metrics", 4, config=settings(), data=str(tmp_path / "messages.csv"))
+    killed(tmp_path, "state", 2, resume=True)
+    resume_run(tmp_path / "run")
+    assert_same(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_run_that_was_to_replace_another_still_does(tmp_path: Path, undisturbed: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        train(settings(epochs=1), data(tmp_path), store, output=tmp_path / "run")
+    (tmp_path / "run" / "note.txt").write_text("mine")
+    killed(tmp_path, "metrics", 6, config=settings(), data=str(tmp_path / "messages.csv"))
+    assert json.loads((tmp_path / "run" / checkpoint.SUMMARY).read_text())["epochs"] == 1
+    resume_run(tmp_path / "run")
+    assert_same(tmp_path / "run", undisturbed)
+    assert (tmp_path / "run" / "note.txt").exists()
+    assert not list(tmp_path.glob(".run.*"))
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was interrupted after its third epoch."""
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
+
+    def interrupt(event: Any) -> None:
+        if getattr(event, "epoch", 0) == 4:
+            raise KeyboardInterrupt
+
+    with open_store(tmp_path / "store") as store, pytest.raises(KeyboardInterrupt):
+        train(settings(), data(tmp_path), store, output=tmp_path / "run", progress=interrupt)
+    return tmp_path / "run"
+
+
+def test_changed_data_is_refused(stopped: Path, tmp_path: Path) -> None:
+    rows = messages(90)
+    rows[5]["topic"] = "login"
+    write(tmp_path / "messages.csv", rows)
+    with pytest.raises(UsageError, match=r"not what the run at .* was trained on before"):
+        resume_run(stopped)
+
+
+def test_a_state_that_is_damaged_is_named(stopped: Path) -> None:
+    state = stopped / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(DamageError, match=r"The state .* cannot be read"):
+        resume_run(stopped)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(stopped: Path) -> None:
+    with (
+        checkpoint.continued(stopped, stopped),
+        pytest.raises(UsageError, match="being trained by another process"),
+    ):
+        resume_run(stopped)
+
+
+def test_what_cannot_go_on_says_why(undisturbed: Path, stopped: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is finished; there is nothing to resume"):
+        resume_run(undisturbed)
+    with pytest.raises(UsageError, match="There is no run at"):
+        resume_run(tmp_path / "nothing")
+    (stopped / checkpoint.STARTED).unlink()
+    with pytest.raises(UsageError, match="stopped before it trained"):
+        resume_run(stopped)
+
+
+def test_data_in_memory_has_to_be_given_again(tmp_path: Path, undisturbed: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame(messages(90))
+
+    def interrupt(event: Any) -> None:
+        if getattr(event, "epoch", 0) == 4:
+            raise KeyboardInterrupt
+
+    with open_store(tmp_path / "store") as store, pytest.raises(KeyboardInterrupt):
+        train(settings(), table, store, output=tmp_path / "run", progress=interrupt)
+    with pytest.raises(UsageError, match=r"had its train data in memory. Give it again"):
+        resume_run(tmp_path / "run")
+    resume_run(tmp_path / "run", data=table)
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def test_nothing_is_saved_before_some_seconds_have_passed(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store") as store:
+        seen = []
+
+        def look(event: Any) -> None:
+            seen.append((tmp_path / "run" / checkpoint.STATE).exists())
+
+        train(settings(), data(tmp_path), store, output=tmp_path / "run", progress=look)
+    assert not any(seen)
+
+
+def _sgd(parameters: Any) -> Sgd:
+    return Sgd(parameters, momentum=0.9)
+
+
+@pytest.mark.parametrize("make", [Adam, _sgd, Lbfgs])
+def test_every_epoch_is_a_place_to_go_on_from(make: Any) -> None:
+    chosen = dataclasses.replace(
+        SETTINGS,
+        epochs=6,
+        learning_rate=0.1,
+        early_stop=3,
+        schedule=Schedule("linear"),
+        plateau=Plateau(times=2, patience=0, factor=0.5, metric="loss", split="validation"),
+    )
+    dropout = 0.0 if make is Lbfgs else 0.3
+    train_rows, held_out = kinds(60, noise=2.0), kinds(40, seed=1, noise=2.0)
+
+    def fitted(state: resume.ResumeState | None, saved: list[resume.ResumeState]) -> tuple[torch.Tensor, Any]:
+        model = classifier(layers=1, dropout=dropout)
+
+        def save(found: resume.ResumeState) -> None:
+            copies = {
+                group: {name: each.clone() for name, each in named.items()} for group, named in found.tensors.items()
+            }
+            saved.append(resume.ResumeState(json.loads(json.dumps(found.counters)), copies))
+
+        result = fit(
+            model,
+            train_rows,
+            held_out,
+            optimizer=make(model.parameters()),
+            settings=chosen,
+            on_epoch=lambda _: None,
+            resume=state,
+            save=save,
+        )
+        weights = torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
+        return weights, (result.epochs, result.best_epoch, result.metrics)
+
+    states: list[resume.ResumeState] = []
+    expected, told = fitted(None, states)
+    assert len(states) == told[0]
+    for state in states:
+        found, again = fitted(state, [])
+        assert torch.equal(found, expected)
+        assert again == told
+
+
+def test_the_store_may_be_elsewhere(stopped: Path, undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "store", tmp_path / "other")
+    with open_store(tmp_path / "other") as store:
+        resume_run(stopped, store)
+    assert_same(stopped, undisturbed)
