@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """One line per thing under way, on stderr; a context manager, and the lines are gone when it ends."""
+    """One line per thing under way, on stderr; a context manager, and these lines are gone when it ends."""
 
     def __init__(self) -> None:
         columns = (
@@ -43,8 +43,9 @@ class Bar:
             note = f"vectors that another process encodes: waiting for {state.waiting:,}"
         self._show(f"build {label}", state.rows, state.total, note)
 
-    def epoch(self, epoch: int, epochs: int, note: str) -> None:
-        """Epochs done, and how the last one went."""
+    def epoch(self, epoch: int, epochs: int, note: str, line: str) -> None:
+        """Epochs done; ``line``, how this one went, stays on the terminal."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         self._show("epochs", epoch, epochs, note)
 
     def bytes(self, task: str, done: int, total: int) -> None:

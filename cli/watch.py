@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Iterator
 
 from cachestore.built import Progress
-from cli.output import Output, count, say_if_waiting
+from cli.output import Output, count, duration, say_if_waiting
 from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun
+from trainer.metrics import COMBINED
 
 
 @contextlib.contextmanager
@@ -35,6 +36,22 @@ def watching(out: Output) -> Iterator[Listener]:
                         )
                 case EpochDone():
                     if bar:
-                        bar.epoch(event.epoch, event.epochs, f"{event.steps_per_second:,.0f} steps/s")
+                        bar.epoch(
+                            event.epoch, event.epochs, f"{event.steps_per_second:,.0f} steps/s", epoch_line(event)
+                        )
 
         yield show
+
+
+def epoch_line(event: EpochDone) -> str:
+    """How an epoch went, by the loss of each split and the metric that the weights are chosen by; * is the best so far."""
+    output, metric = event.chosen_by
+    parts = [f"epoch {event.epoch:>{len(str(event.epochs))}}/{event.epochs}"]
+    for split, outputs in event.metrics.items():
+        whole = outputs.get(COMBINED) or next(iter(outputs.values()))
+        parts.append(f"{split} loss {whole['loss']:.4f}")
+        if metric in outputs.get(output, {}) and metric != "loss":
+            name = metric if len(outputs) == 1 else f"{output} {metric}"
+            parts[-1] += f" {name} {outputs[output][metric]:.4f}"
+    mark = " *" if event.best and "validation" in event.metrics else "  "
+    return "  ".join(parts) + f"{mark}  {duration(event.seconds)}"

@@ -56,11 +56,15 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One epoch is over: its number from 1, the metrics of each split evaluated, and the step rate over its steps."""
+    """One epoch is over: its number from 1, the metrics of each split evaluated, and the step rate over its steps.
+
+    ``best`` by ``chosen_by``, the validation metric and its output, among the epochs so far.
+    """
 
     epoch: int
     epochs: int
     metrics: Mapping[str, Metrics]
+    chosen_by: tuple[str, str]
     learning_rate: float
     steps_per_second: float
     seconds: float
@@ -126,6 +130,7 @@ def fit(
                     run.done.epoch,
                     run.epochs,
                     metrics,
+                    (settings.validation_field, settings.validation_metric),
                     learning_rate=rate,
                     steps_per_second=steps / seconds,
                     seconds=time.perf_counter() - epoch_began,

@@ -19,6 +19,7 @@ from trainer.model import Model
 from trainer.optim import Lbfgs, Optimizer
 from trainer.sweep.layers import Draws, Unstackable
 from trainer.sweep.stack import Stack, StackTally, shuffled, spread
+from trainer.sweep.steps import Steps
 from trainer.tally import Metrics
 
 
@@ -98,6 +99,7 @@ def fit_together(
                         done.epoch,
                         each.fit.epochs,
                         metrics,
+                        (each.member.settings.validation_field, each.member.settings.validation_metric),
                         learning_rate=each.rates[-1],
                         steps_per_second=steps / seconds,
                         seconds=time.perf_counter() - epoch_began,
@@ -167,16 +169,15 @@ def _pass(
     seeds = list(orders)
     of = [seeds.index(each.member.settings.seed) for each in running]
     stack.train(True)
+    steps_of = Steps(stack.parameters, [each.optimizer for each in running], [each.member.settings for each in running])
     batches = shuffled(train, running[0].member.settings.batch_size, list(orders.values()), of)
     for step, batch in enumerate(islice(batches, steps) if steps < fit.per_epoch else batches):
         output = stack(batch)
         output.loss.sum().backward()  # type: ignore[no-untyped-call]
-        stack.share_gradients()
-        for each in running:
-            rate = each.fit.done.slowed * each.fit.rate(first + step)
+        rates = [each.fit.done.slowed * each.fit.rate(first + step) for each in running]
+        for each, rate in zip(running, rates, strict=True):
             each.rates.append(rate)
-            each.fit.gradients.settle()
-            each.optimizer.step(rate)
+        steps_of.step(rates)
         tally.add(output, batch)
     return tally, steps
 
