@@ -102,6 +102,9 @@ def _by_time(config: DatetimeSplit, cells: c.Column, where: str, used: NDArray[n
     for part, share in zip((VALIDATION, TEST), config.probabilities[:2], strict=True):
         reached += share
         first = round(reached * len(ordered))
+        if first < len(ordered):
+            start, stop = (int(np.searchsorted(ordered, ordered[first], side)) for side in ("left", "right"))
+            first = start if first - start <= stop - first else stop  # rows of one moment go where most of them are
         if first < len(ordered):  # else no row is left for this part
             parts[needed & (seconds >= ordered[first])] = part
     if config.probabilities[2] == 0:

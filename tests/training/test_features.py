@@ -12,16 +12,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.preprocessing import RobustScaler
 
 from cachestore.dataset import KEPT_SKIPPED, open_dataset
 from cachestore.errors import DataError
 from trainer import features
+from trainer.encoders import input_encoder
 from trainer.features import Filled, Fitted, FittedBinary, FittedCategory, FittedNumber
 from trainer.features.read import read_columns
-from trainer.schema.inputs import BinaryInput, CategoryInput, NumberInput
+from trainer.schema.inputs import BinaryInput, CategoryInput, DenseCategory, NumberInput, OnehotCategory
 from trainer.schema.outputs import (
     BinaryOutput,
     BinaryTargetPreprocessing,
@@ -31,6 +34,12 @@ from trainer.schema.outputs import (
     NumberTargetPreprocessing,
 )
 from trainer.schema.preprocessing import BinaryPreprocessing, CategoryPreprocessing, NumberPreprocessing
+
+_ENCODERS: dict[str, Any] = {
+    "onehot": OnehotCategory(),
+    "sparse": OnehotCategory(type="sparse"),
+    "dense": DenseCategory(),
+}
 
 
 def marked(rows: int, train: Sequence[int] | None) -> NDArray[np.bool_]:
@@ -366,6 +375,110 @@ def test_missing_targets_filled(strategy: Any, value: int) -> None:
 
 
 # true and false
+
+
+# outliers, quartiles, unknown values and indicators
+
+
+def test_iq_is_the_robust_scaler_of_scikit_learn() -> None:
+    values = np.random.default_rng(0).normal(5, 3, 101) ** 3
+    _, column = learnt(number(normalization="iq"), values.tolist())
+    assert column.values == pytest.approx(RobustScaler().fit_transform(values[:, None])[:, 0], rel=1e-5, abs=1e-5)
+    assert "normalization iq has nothing to divide by" in refused(number(normalization="iq"), [1, 1, 1, 1, 9])
+    assert learnt(number(normalization="iq"), [4, 4])[1].values.tolist() == [0, 0]
+
+
+NUMBERS = [1.0, 2.0, None, 3.0, 2.0, 2.0, 1.0, 3.0, 2.0, 1000.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "value"),
+    [("fill_with_const", -7), ("fill_with_mean", 20 / 9), ("fill_with_mode", 2), ("bfill", 4), ("ffill", 2)],
+)
+def test_outliers_are_replaced_by_what_the_others_are(strategy: Any, value: float) -> None:
+    settings = {"outlier_strategy": strategy, "outlier_replacement_value": -7.0, "outlier_threshold": 2.5}
+    state, column = learnt(number(missing_value_strategy="fill_with_mean", **settings), NUMBERS)
+    seen = np.array([one for one in NUMBERS if one is not None])
+    assert isinstance(state, FittedNumber)
+    assert state.outliers is not None
+    assert state.outliers.low == pytest.approx(seen.mean() - 2.5 * seen.std())
+    assert state.outliers.high == pytest.approx(seen.mean() + 2.5 * seen.std())
+    assert column.values[9] == pytest.approx(value)
+    assert column.values[2] == pytest.approx(20 / 9)  # the mean of what is no outlier
+    assert column.missing.tolist() == [place == 2 for place in range(11)]
+    assert column.keep.all()
+
+
+def test_statistics_are_those_without_outliers() -> None:
+    state, _ = learnt(number(normalization="zscore", outlier_strategy="drop_row", outlier_threshold=2.5), NUMBERS)
+    sound = np.array([one for one in NUMBERS if one is not None and one < 100])
+    assert isinstance(state, FittedNumber)
+    assert (state.shift, state.scale) == (pytest.approx(sound.mean()), pytest.approx(sound.std()))
+
+
+def test_outliers_dropped_are_not_missing() -> None:
+    _, column = learnt(number(outlier_strategy="drop_row", outlier_threshold=2.5), NUMBERS)
+    assert column.keep.tolist() == [place != 9 for place in range(11)]
+    assert not column.missing[9]
+
+
+def test_bounds_of_outliers_come_from_the_training_rows() -> None:
+    _, column = learnt(number(outlier_strategy="fill_with_const"), [1, 2, 3, 50], train=[0, 1, 2])
+    assert column.values.tolist() == [1, 2, 3, 0]
+
+
+def test_a_threshold_that_leaves_nothing_is_refused() -> None:
+    assert "raise it" in refused(number(outlier_strategy="fill_with_mean", outlier_threshold=0.1), [1, 2])
+
+
+def test_a_negative_outlier_is_no_fault_of_log1p() -> None:
+    cells = [*[1.0, 2.0] * 10, -500.0]
+    _, column = learnt(number(normalization="log1p", outlier_strategy="fill_with_mode"), cells)
+    assert column.values[-1] == pytest.approx(np.log(2))
+
+
+def test_a_value_first_seen_later_is_a_vector_of_zeros() -> None:
+    state, column = learnt(category(), ["a", "b", "a", "new"], train=[0, 1, 2])
+    assert isinstance(state, FittedCategory)
+    assert not state.unknown
+    index = torch.from_numpy(column.values)
+    for encoder in ("onehot", "sparse", "dense"):
+        feature = CategoryInput(name="c", encoder=_ENCODERS[encoder])
+        module, dim = input_encoder(feature, state)
+        vectors = module(index)
+        assert vectors.shape == (4, dim)
+        assert (vectors[3] == 0).all()
+        assert (vectors[:3] != 0).any(dim=1).all()
+    assert dim == 3
+
+
+def test_a_value_unknown_in_training_too_is_learnt_of() -> None:
+    state, column = learnt(category(most_common=1), ["a", "b", "a"])
+    assert isinstance(state, FittedCategory)
+    assert state.unknown
+    module, dim = input_encoder(CategoryInput(name="c", encoder=OnehotCategory()), state)
+    assert module(torch.from_numpy(column.values)).tolist() == [[0, 1], [1, 0], [0, 1]]
+    assert dim == 2
+    assert learnt(category(), ["a", None])[0] == FittedCategory(("<UNK>", "a"), 0, unknown=True)
+    assert learnt(category(missing_value_strategy="drop_row"), ["a", None])[0] == FittedCategory(
+        ("<UNK>", "a"), None, unknown=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("feature", "cells"),
+    [
+        (number(missing_value_indicator=True), ["1", None, "2"]),
+        (category(missing_value_indicator=True), ["a", None, "b"]),
+        (binary(missing_value_indicator=True), ["yes", None, "no"]),
+    ],
+    ids=["number", "category", "binary"],
+)
+def test_an_indicator_needs_missing_cells_in_training(feature: Any, cells: list[Any]) -> None:
+    state, column = learnt(feature, cells)
+    assert state.missing
+    assert column.missing.tolist() == [False, True, False]
+    assert not learnt(feature, cells, train=[0, 2])[0].missing
 
 
 @pytest.mark.parametrize(
