@@ -21,12 +21,14 @@ from cli import (
     forget,
     gc,
     imports,
+    init,
     log,
     ls,
     output,
     predict,
     repair,
     report,
+    schema,
     stats,
     sweep,
     tag,
@@ -79,6 +81,8 @@ for name, module in {
     "forget": forget,
     "export": export,
     "import": imports,
+    "init": init,
+    "schema": schema,
     "demo": demo,
 }.items():
     app.command(name)(module.command)

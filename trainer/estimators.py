@@ -32,7 +32,7 @@ from cachestore.dataset import open_dataset
 from cachestore.errors import DataError
 from cachestore.tables import is_frame
 from trainer import apply, checkpoint, pins
-from trainer.look import look
+from trainer.features.look import look
 from trainer.record import Predictions
 from trainer.rows import reasons
 from trainer.run import train

@@ -20,8 +20,8 @@ from trainer.schema.outputs import OutputFeature
 
 Side: TypeAlias = Literal["input_features", "output_features"]
 
-_CLASSES: Final[Mapping[Side, Any]] = {"input_features": InputFeature, "output_features": OutputFeature}
-_SHARED: Final[Mapping[Side, tuple[str, ...]]] = {  # the sections that `defaults` may hold, as in Ludwig
+SIDES: Final[Mapping[Side, Any]] = {"input_features": InputFeature, "output_features": OutputFeature}
+SHARED: Final[Mapping[Side, tuple[str, ...]]] = {  # the sections that `defaults` may hold, as in Ludwig
     "input_features": ("encoder", "preprocessing"),
     "output_features": ("decoder", "loss"),
 }
@@ -94,7 +94,7 @@ def read_features(side: Side, value: Any, defaults: Mapping[str, Mapping[str, An
         entries.append(Entry(place, name, kind, column or name, reads, feature))
     used = {item.get("type") for item in value if isinstance(item, Mapping)} if isinstance(value, list) else set()
     for kind, default in defaults.items():
-        if kind not in used and any(key in default for key in _SHARED[side]) and kind in _kinds(side):
+        if kind not in used and any(key in default for key in SHARED[side]) and kind in _kinds(side):
             _read_feature(side, f"defaults.{kind}", {"name": "any", "type": kind}, default, found)
     active = [entry for entry in entries if getattr(entry.feature, "active", True)]
     if entries and not active:
@@ -111,7 +111,7 @@ def _reads(column: str | None, encoder: Any, feature: Any) -> tuple[str, ...]:
 
 
 def _read_feature(side: Side, place: str, item: Mapping[str, Any], default: Mapping[str, Any], found: list[str]) -> Any:
-    settings = _under(side, item, {key: section for key, section in default.items() if key in _SHARED[side]})
+    settings = _under(side, item, {key: section for key, section in default.items() if key in SHARED[side]})
     faulty: list[Fault] = []
     kind = str(item.get("type"))
     if kind not in _kinds(side) and (near := faults.closest(kind, _kinds(side))):
@@ -121,7 +121,7 @@ def _read_feature(side: Side, place: str, item: Mapping[str, Any], default: Mapp
     if side == "input_features" and kind in _STORED:
         required = not place.startswith("defaults.")
         settings["encoder"] = _encoder(kind, settings.get("encoder"), faulty, required=required)
-    feature, more = faults.validated(_CLASSES[side], settings, side)
+    feature, more = faults.validated(SIDES[side], settings, side)
     if isinstance(feature, StoredInput) and feature.preprocessing.cache_encoder_embeddings is False:
         more.append(Fault(("preprocessing", "cache_encoder_embeddings"), f"false: {_NO_END_TO_END}; leave it out"))
     for fault in [*faulty, *more]:
@@ -151,7 +151,7 @@ def _under(side: Side, item: Mapping[str, Any], default: Mapping[str, Any]) -> d
 
 def _default_type(side: Side, kind: str, key: str) -> str | None:
     """The type of a section that names none; None where it must."""
-    for option in faults.classes(_CLASSES[side]):
+    for option in faults.classes(SIDES[side]):
         if kind in faults.tags(option) and key in option.model_fields:
             default: str | None = getattr(option.model_fields[key].default, "type", None)
             return default
@@ -216,11 +216,11 @@ def _holds(settings: Any, path: faults.Path) -> bool:
 
 def _kinds(side: Side | None = None) -> list[str]:
     sides: tuple[Side, ...] = ("input_features", "output_features") if side is None else (side,)
-    return list(dict.fromkeys(tag for each in sides for tag in faults.tags(_CLASSES[each])))
+    return list(dict.fromkeys(tag for each in sides for tag in faults.tags(SIDES[each])))
 
 
 def _shared_sections(kind: str) -> Iterator[str]:
-    for side, sections in _SHARED.items():
-        for found in faults.classes(_CLASSES[side]):
+    for side, sections in SHARED.items():
+        for found in faults.classes(SIDES[side]):
             if kind in faults.tags(found):
                 yield from (section for section in sections if section in found.model_fields)

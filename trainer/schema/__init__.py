@@ -37,8 +37,3 @@ class Config(Frozen):
     def resolved(self) -> dict[str, Any]:
         """Plain mappings and lists, every default written out; ``load_config`` reads them back to an equal config."""
         return self.model_dump(mode="json")
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """The JSON Schema of a resolved config, for editors."""
-        return cls.model_json_schema()
