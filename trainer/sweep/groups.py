@@ -59,12 +59,14 @@ def by_order(trials: Sequence[Trial], parameters: int) -> list[list[Trial]]:
     return [stack[first : first + most] for stack in stacks for first in range(0, len(stack), most)]
 
 
-def digest(splits: Mapping[str, Batches]) -> str:
-    """Names the rows of all splits: the same for the same values in the same order."""
+def digest(splits: Mapping[str, Batches], manifests: Sequence[str]) -> str:
+    """Names the rows of all splits: the same for the same values in the same order. Rows that stream are named by ``manifests``."""
     found = xxhash.xxh3_128()
     for name, batches in splits.items():
         if not isinstance(batches, CachedBatches):
-            found.update(f"{name} {batches.rows}".encode())  # rows that are read as they are needed: not twice
+            found.update(
+                f"{name} {batches.rows} {sorted(manifests)}".encode()
+            )  # rows that are read as they are needed: not twice
             for target, tensor in batches.targets.items():
                 _add(found, target, tensor)
             continue

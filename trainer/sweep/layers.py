@@ -46,6 +46,11 @@ class Parameters:
         self._pairs.append((leaf, tuple(parameters)))
         return leaf
 
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The stacked tensors."""
+        return [leaf for leaf, _ in self._pairs]
+
     def whole(self, models: Sequence[nn.Module]) -> bool:
         """Whether every parameter of ``models`` is in."""
         joined = {id(parameter) for _, parameters in self._pairs for parameter in parameters}

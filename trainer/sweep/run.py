@@ -16,7 +16,7 @@ from cachestore.errors import CachestoreError, ConfigError, DamageError, StoreEr
 from cachestore.store import Store
 from trainer import checkpoint, loop
 from trainer.assemble import build_model, default_device, start_at_means
-from trainer.batches import CachedBatches
+from trainer.batches import Batches
 from trainer.events import Clock, Listener
 from trainer.fitting import build_optimizer, fit_settings
 from trainer.loop import EpochDone, FitResult
@@ -125,7 +125,7 @@ class _Work:
         self.clock.begin("epochs")
         device = default_device()
         batches = {name: rows_of.to(device) for name, rows_of in prepared.batches.items() if rows_of.rows}
-        data = groups.digest(batches)
+        data = groups.digest(batches, [name for build in prepared.built.values() for name in build.manifests])
         left: list[Trial] = []
         for trial in trials:
             earlier = finished(self.place, trial, data)
@@ -141,7 +141,7 @@ class _Work:
         self,
         trials: Sequence[Trial],
         prepared: Prepared,
-        batches: Mapping[str, CachedBatches],
+        batches: Mapping[str, Batches],
         data: str,
         device: torch.device,
     ) -> None:
@@ -151,6 +151,8 @@ class _Work:
             self._alone(trials[1:], prepared, batches, data, device)
             return
         why = obstacle(first, device) if len(trials) > 1 else "there is one"
+        if not all(isinstance(rows_of, CachedBatches) for rows_of in batches.values()):
+            why = "memory_limit"
         if not self.together or why is not None:
             if self.together and len(trials) > 1:
                 self.clock.say(f"{len(trials)} trials train one by one: {why}.")
@@ -171,7 +173,7 @@ class _Work:
                 self._alone([trial for trial, _ in ready], prepared, batches, data, device)
 
     def _member(
-        self, trial: Trial, prepared: Prepared, batches: Mapping[str, CachedBatches], data: str, device: torch.device
+        self, trial: Trial, prepared: Prepared, batches: Mapping[str, Batches], data: str, device: torch.device
     ) -> Member | None:
         """A trial ready to train, as ``train`` would make it; None when its settings cannot be, which ends it."""
         config = trial.config
@@ -194,7 +196,7 @@ class _Work:
         self,
         trials: Sequence[Trial],
         prepared: Prepared,
-        batches: Mapping[str, CachedBatches],
+        batches: Mapping[str, Batches],
         data: str,
         device: torch.device,
     ) -> None:
@@ -220,7 +222,7 @@ class _Work:
             self._end(trial, self._done(trial, member, done, batches, data, 1), lines)
 
     def _stack(
-        self, trials: Sequence[Trial], members: Sequence[Member], batches: Mapping[str, CachedBatches], data: str
+        self, trials: Sequence[Trial], members: Sequence[Member], batches: Mapping[str, Batches], data: str
     ) -> None:
         self.clock.say(f"{len(trials)} trials train together: {_numbers(trials)}.")
         lines: list[list[dict[str, Any]]] = [[] for _ in trials]
@@ -243,7 +245,7 @@ class _Work:
         trial: Trial,
         member: Member,
         done: FitResult,
-        batches: Mapping[str, CachedBatches],
+        batches: Mapping[str, Batches],
         data: str,
         together: int,
     ) -> Result:

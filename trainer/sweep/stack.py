@@ -16,7 +16,7 @@ from trainer.model import Model
 from trainer.sweep.layers import Draws, Parameters, Stacker, Unstackable
 from trainer.tally import Metrics
 
-_PENDING_SCORES = 1 << 22  # scores kept before they are reduced to what the metrics need: 16 MiB
+_PENDING_SCORES = 1 << 17  # scores of all trials that wait until there are enough for one call to be worth it
 _ALIKE_ROWS = 8
 
 
@@ -47,15 +47,15 @@ class Stack:
     def __init__(self, models: Sequence[Model], draws: Draws) -> None:
         first = models[0]
         self.models = tuple(models)
-        self._parameters = Parameters()
-        self._stacker = Stacker(self._parameters, draws)
+        self.parameters = Parameters()
+        self._stacker = Stacker(self.parameters, draws)
         encoders = zip(*(model.encoders.values() for model in models), strict=True)
         self._encoders = [self._stacker.encoder(modules) for modules in encoders]
         self._combiner = self._stacker.combiner([model.combiner for model in models])
         self._decoders = {
             name: self._stacker.decoder([model.decoder(name) for model in models]) for name in first.outputs
         }
-        if not self._parameters.whole(models):
+        if not self.parameters.whole(models):
             raise Unstackable("a part of the model has parameters that several trials cannot have in common")
 
     def train(self, training: bool) -> None:
@@ -78,10 +78,6 @@ class Stack:
         return StackOutput(
             scores, losses, sum((losses[name] * model.weights[name] for name in losses), torch.zeros(()))
         )
-
-    def share_gradients(self) -> None:
-        """After a backward pass: every model's parameters have their gradients."""
-        self._parameters.share_gradients()
 
     def alike(self, batches: Batches) -> bool:
         """Whether the stack scores some rows as its models do, one by one: nothing of them was overlooked."""
