@@ -1,0 +1,106 @@
+"""`cachestore report` and `cachestore compare`, and the line of an epoch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.bar import Bar
+from cli.watch import epoch_line
+from tests.commands.conftest import Command
+from tests.commands.test_train import CONFIG, rows, write
+from trainer.events import EpochDone
+
+
+@pytest.fixture
+def runs(command: Command, tmp_path: Path, store: Path) -> list[Path]:
+    """Two runs on the same data, with other learning rates."""
+    data, config = write(tmp_path / "things.csv", rows(0, 60)), tmp_path / "config.yaml"
+    config.write_text(CONFIG, encoding="utf-8")
+    for name, rate in (("a", "0.05"), ("b", "0.001")):
+        arguments = ("-c", config, "-o", tmp_path / name, "--store", store, "--set", f"trainer.learning_rate={rate}")
+        assert command("train", data, *arguments).code == 0
+    return [tmp_path / "a", tmp_path / "b"]
+
+
+def test_report_writes_the_page_again_and_what_is_asked_for(command: Command, runs: list[Path]) -> None:
+    page = runs[0] / "report.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    done = command("report", runs[0])
+    assert (done.code, done.out) == (0, f"report: {page}\n")
+    assert page.read_text(encoding="utf-8") == before
+    as_json = command("report", runs[0], "--tensorboard", "--json")
+    assert as_json.json == {"report": str(page), "plots": [], "tensorboard": str(runs[0] / "tensorboard")}
+    pytest.importorskip("matplotlib")
+    plots = command("report", runs[0], "--plots", "--json").json["plots"]
+    assert plots
+    assert all(Path(plot).is_file() for plot in plots)
+
+
+def test_report_of_what_is_no_run_is_an_error_of_usage(command: Command, tmp_path: Path) -> None:
+    done = command("report", tmp_path)
+    assert done.code == 2
+    assert "is not a run" in done.err
+
+
+def test_report_without_matplotlib_says_what_to_install(
+    command: Command, runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    done = command("report", runs[0], "--plots")
+    assert done.code == 2
+    assert "pip install 'cachestore[plots]'" in done.err
+
+
+def test_compare_shows_differences_and_settings(command: Command, runs: list[Path], tmp_path: Path) -> None:
+    done = command("compare", *runs, "--html", tmp_path / "compare.html")
+    assert done.code == 0
+    assert "the same in all runs" in done.out
+    assert "trainer.learning_rate  0.05  0.001" in done.out
+    assert f"page: {tmp_path / 'compare.html'}" in done.out
+    assert (tmp_path / "compare.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    found = command("compare", *runs, "--json", "--split", "train").json
+    assert found["split"] == "train"
+    assert [run["name"] for run in found["runs"]] == ["a", "b"]
+    loss = next(line for line in found["metrics"] if line["metric"] == "loss")
+    assert loss["differences"][1] == pytest.approx(loss["values"][1] - loss["values"][0])
+    assert found["config"] == {"trainer.learning_rate": [0.05, 0.001]}
+
+
+def test_compare_takes_two_runs(command: Command, runs: list[Path]) -> None:
+    done = command("compare", runs[0])
+    assert done.code == 2
+    assert "at least two runs" in done.err
+
+
+def epoch(**changes: object) -> EpochDone:
+    metrics = {
+        "train": {"topic": {"loss": 0.5, "accuracy": 0.75}},
+        "validation": {"topic": {"loss": 0.6, "accuracy": 0.7}},
+    }
+    values: dict[str, object] = {
+        **{"epoch": 3, "epochs": 20, "metrics": metrics, "chosen_by": ("topic", "accuracy")},
+        **{"learning_rate": 0.1, "steps_per_second": 100.0, "seconds": 0.25, "best": True},
+    }
+    return EpochDone(**values | changes)  # type: ignore[arg-type]
+
+
+def test_an_epochs_line_has_losses_the_chosen_metric_and_a_mark_of_the_best() -> None:
+    line = "epoch  3/20  train loss 0.5000 accuracy 0.7500  validation loss 0.6000 accuracy 0.7000"
+    assert epoch_line(epoch()) == f"{line} *  0.25 s"
+    assert epoch_line(epoch(best=False)) == f"{line}    0.25 s"
+    assert epoch_line(epoch(chosen_by=("topic", "loss"))).count("accuracy") == 0
+    two = {"train": {"a": {"loss": 1.0}, "b": {"loss": 2.0, "r2": 0.5}, "combined": {"loss": 3.0}}}
+    assert epoch_line(epoch(metrics=two, chosen_by=("b", "r2"))).startswith(
+        "epoch  3/20  train loss 3.0000 b r2 0.5000"
+    )
+
+
+def test_an_epochs_line_stays_when_the_bar_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar() as bar:
+        bar.epoch(1, 2, "5 steps/s", "epoch 1/2  [train] loss 0.5")
+    assert "epoch 1/2  [train] loss 0.5\n" in capsys.readouterr().err
