@@ -405,8 +405,6 @@ def test_typos_of_trainable_are_seen() -> None:
         ({"trainer": {"compile": True}}, "trainer.compile"),
         ({"trainer": {"optimizer": {"type": "paged_adam"}}}, "trainer.optimizer.type"),
         ({"trainer": {"learning_rate_scheduler": {"decay": "wsd"}}}, "trainer.learning_rate_scheduler.decay"),
-        ({"preprocessing": {"split": "datetime"}}, "preprocessing.split.type"),
-        ({"preprocessing": {"sample_ratio": 0.1}}, "preprocessing.sample_ratio"),
         ({"input_features": [{"name": "i", "type": "audio"}]}, "input_features.i.type"),
         ({"input_features": [{**TEXT, "encoder": "parallel_cnn"}]}, "input_features.review.encoder.type"),
         ({"input_features": [{**TEXT, "tied": "x"}]}, "input_features.review.tied"),

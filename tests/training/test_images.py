@@ -175,7 +175,7 @@ def faults(inputs: Mapping[str, Any], **changes: Any) -> str:
         ({"preprocessing": {"height": 28}}, "image.preprocessing.height", "belongs to the encoder"),
         ({"preprocessing": {"num_channels": 1}}, "image.preprocessing.num_channels", "belongs to the encoder"),
         ({"preprocessing": {"in_memory": False}}, "image.preprocessing.in_memory", "are read once"),
-        ({"preprocessing": {"missing_value_strategy": "bfill"}}, "missing_value_strategy", "choose one of"),
+        ({"preprocessing": {"missing_value_strategy": "fill_with_const"}}, "missing_value_strategy", "choose one of"),
         ({"preprocessing": {"cache_encoder_embeddings": False}}, "cache_encoder_embeddings", "leave it out"),
         ({"augmentation": True}, "image.augmentation", "a picture has one vector"),
     ],
