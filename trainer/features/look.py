@@ -139,11 +139,11 @@ def _texts(name: str, text: pa.StringArray, counts: list[tuple[str, int]], missi
         return column("vector")
     lengths = np.array([len(cell.split()) for cell in sample])
     words = int(np.median(lengths)), int(np.percentile(lengths, 95))
+    for tokenizer, mark in _ITEMS.items():
+        if _is_set(sample, mark, distinct):
+            return column("set", tokenizer=tokenizer)
     if distinct <= min(_MOST_CATEGORIES, max(20, present // 20)) and words[1] <= 12:
         return column("category")
-    for tokenizer, mark in _ITEMS.items():
-        if _is_set(sample, mark):
-            return column("set", tokenizer=tokenizer)
     if lengths.mean() >= 2.5:
         return column("text", words=words)
     if _ID.search(name) or (distinct >= 0.9 * present and present > 50):
@@ -164,12 +164,12 @@ def _steps(sample: Sequence[str]) -> bool:
     return all(after - before == 1 for before, after in pairwise(numbers))
 
 
-def _is_set(sample: Sequence[str], mark: str) -> bool:
-    """Whether cells are several items, most of which come again, and not sentences."""
+def _is_set(sample: Sequence[str], mark: str, distinct: int) -> bool:
+    """Whether cells are several items, most of which come again in other company, and not sentences."""
     if sum(mark in cell for cell in sample) < 0.3 * len(sample):
         return False
     items = [item.strip() for cell in sample for item in cell.split(mark) if item.strip()]
-    return len(set(items)) <= len(items) / 5 and max(len(item.split()) for item in items) <= 4
+    return len(set(items)) <= min(len(items) / 5, distinct - 1) and max(len(item.split()) for item in items) <= 4
 
 
 def looks_missing(column: Column) -> str | None:

@@ -1,0 +1,140 @@
+"""The JSON Schema takes what load_config takes, and refuses what it refuses, as far as a schema can."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from cachestore.errors import ConfigError
+from trainer import load_config
+from trainer.json_schema import config_schema
+from trainer.schema import Config
+
+SCHEMA = config_schema()
+KINDS: dict[str, Any] = {
+    "object": dict, "array": list, "string": str, "boolean": bool, "null": type(None), "integer": int, "number": (int, float),
+}  # fmt: skip
+HANDLED = {
+    "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "anyOf", "oneOf",
+    "allOf", "$ref", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength",
+}  # fmt: skip
+SAID = {"title", "description", "default", "$defs", "$schema", "discriminator"}
+
+
+def valid(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether ``value`` is valid: the keywords of JSON Schema that ours has. Fails on any other."""
+    assert not schema.keys() - HANDLED - SAID, schema.keys()
+    if "$ref" in schema and not valid(value, SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]]):
+        return False
+    kind = schema.get("type")
+    if kind is not None and (not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean")):
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
+    if "const" in schema and value != schema["const"]:
+        return False
+    if isinstance(value, dict) and not _object(value, schema):
+        return False
+    if isinstance(value, list) and not _array(value, schema):
+        return False
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low, high = schema.get("minimum", value), schema.get("maximum", value)
+        above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+        if not low <= value <= high or (above is not None and value <= above) or (below is not None and value >= below):
+            return False
+    if isinstance(value, str) and len(value) < schema.get("minLength", 0):
+        return False
+    return (
+        all(valid(value, part) for part in schema.get("allOf", ()))
+        and ("anyOf" not in schema or any(valid(value, part) for part in schema["anyOf"]))
+        and ("oneOf" not in schema or sum(valid(value, part) for part in schema["oneOf"]) == 1)
+    )
+
+
+def _object(value: dict[str, Any], schema: dict[str, Any]) -> bool:
+    properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    return all(key in value for key in schema.get("required", ())) and all(
+        valid(item, properties[key])
+        if key in properties
+        else others is True or (others is not False and valid(item, others))
+        for key, item in value.items()
+    )
+
+
+def _array(value: list[Any], schema: dict[str, Any]) -> bool:
+    first = schema.get("prefixItems", [])
+    return (
+        schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value))
+        and all(valid(item, part) for item, part in zip(value, first, strict=False))
+        and all(valid(item, schema.get("items", {})) for item in value[len(first) :])
+    )
+
+
+BASE: dict[str, Any] = {
+    "input_features": [{"name": "review", "type": "text", "encoder": "minilm"}],
+    "output_features": [{"name": "y", "type": "category"}],
+}
+GOOD: list[dict[str, Any]] = [
+    {},
+    {
+        "input_features": [
+            {"name": "a", "type": "text", "encoder": {"type": "bert", "trainable": False, "adapter": None}}
+        ]
+    },
+    {"input_features": [{"name": "a", "type": "text"}], "defaults": {"text": {"encoder": "hashing"}, "number": None}},
+    {"input_features": [{"name": "k", "type": "category", "encoder": {"embedding_size": 7}, "preprocessing": None}]},
+    {"input_features": [{"name": "i", "type": "image", "encoder": "resnet", "column": "path"}]},
+    {
+        "output_features": [
+            {"name": "n", "type": "number", "loss": "huber"},
+            {"name": "b", "type": "binary", "threshold": 0.2},
+        ]
+    },
+    {"output_features": [{"name": "n", "type": "number", "loss": {"weight": 2}, "decoder": "regressor"}]},
+    {"combiner": "concat", "trainer": {"optimizer": "adamw", "batch_size": "auto", "learning_rate_scheduler": None}},
+    {"trainer": {"optimizer": {"weight_decay": 0.1}, "learning_rate": 0.01, "validation_metric": "loss"}},
+    {"preprocessing": {"split": {"probabilities": [0.8, 0.1, 0.1]}}, "backend": "local", "random_seed": 7},
+    {"preprocessing": {"split": {"type": "stratify", "column": "y"}}},
+]
+BAD: list[dict[str, Any]] = [
+    {"trainr": {}},
+    {"trainer": {"epoch": 3}},
+    {"trainer": {"epochs": "3"}},
+    {"trainer": {"optimizer": "adm"}},
+    {"trainer": {"optimizer": {"type": "adam", "momentum": 0.9}}},
+    {"combiner": {"type": "concat", "num_fc_layers": -1}},
+    {"input_features": []},
+    {"input_features": [{"name": "a", "type": "nmber"}]},
+    {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "reduce_outputs": "mean"}}]},
+    {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "trainable": True}}]},
+    {"output_features": [{"type": "number"}]},
+    {"preprocessing": {"split": {"type": "random", "column": "y"}}},
+    {"preprocessing": {"split": {"probabilities": [0.8, 0.1]}}},
+    {"defaults": {"text": {"decoder": "classifier"}}},
+    {"random_seed": -1},
+]
+
+
+@pytest.mark.parametrize("changes", GOOD, ids=str)
+def test_what_can_be_read_is_valid(changes: dict[str, Any]) -> None:
+    config = {**copy.deepcopy(BASE), **changes}
+    resolved = load_config(config).resolved()
+    assert valid(config, SCHEMA)
+    assert valid(json.loads(json.dumps(resolved)), SCHEMA)
+
+
+@pytest.mark.parametrize("changes", BAD, ids=str)
+def test_what_cannot_be_read_is_not_valid(changes: dict[str, Any]) -> None:
+    config = {**copy.deepcopy(BASE), **changes}
+    with pytest.raises(ConfigError):
+        load_config(config)
+    assert not valid(config, SCHEMA)
+
+
+def test_every_section_is_in_it() -> None:
+    assert set(SCHEMA["properties"]) >= {*Config.model_fields, "defaults"}
+    assert SCHEMA["additionalProperties"] is False
+    assert json.loads(json.dumps(SCHEMA)) == SCHEMA
