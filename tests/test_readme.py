@@ -68,9 +68,10 @@ SECTIONS = (
         training.Scheduler,
         training.GradientClipping,
         *get_args(get_args(training.Optimizer)[0]),
-        preparation.RandomSplit,
-        preparation.FixedSplit,
+        *get_args(get_args(preparation.SplitConfig)[0]),
     ),
+    *(preprocessing.SetPreprocessing, preprocessing.VectorPreprocessing, preprocessing.DatePreprocessing),
+    *(inputs.SetInput, inputs.VectorInput, inputs.DateInput, inputs.EmbedSet, inputs.DenseVector),
     *(schema.Config, preparation.Preprocessing),
 )
 
