@@ -16,7 +16,7 @@ from cachestore.errors import CachestoreError, ConfigError, DamageError, StoreEr
 from cachestore.store import Store
 from trainer import checkpoint, loop
 from trainer.assemble import build_model, default_device, start_at_means
-from trainer.batches import Batches
+from trainer.batches import Batches, CachedBatches
 from trainer.events import Clock, Listener
 from trainer.fitting import build_optimizer, fit_settings
 from trainer.loop import EpochDone, FitResult
