@@ -50,6 +50,8 @@ OPTIONS = {
     "forget": {"--text", "--file", "--rows", "--resume", "--dry-run", "--wait"},
     "export": {"NAME", "--output", "-o", "--column", "--with", "--timestamp-column", "--dtype"},
     "import": {"VECTORS", "--spec", "--text-column", "--vector-column", "--data", "--column", "--name"},
+    "init": {"DATA", "--target", "--encoder", "--output", "-o"},
+    "schema": {"--output", "-o"},
     "demo": {"--output", "-o"},
 }
 
