@@ -79,7 +79,6 @@ class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.one_d_array = True
         tags.input_tags.string = True
         tags.input_tags.allow_nan = True  # a missing cell is filled, or marked, as in a config
         tags.non_deterministic = False
