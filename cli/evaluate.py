@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,9 +44,23 @@ def command(
     with options.open_store(store, out) as opened, watching(out) as progress:
         evaluation = evaluate(run, data, opened, progress=progress)
     found = summary(evaluation)
-    out.result(found, f"{output.count(evaluation.rows, 'row')}\n{output.metrics({'value': found['metrics']})}")
+    out.result(found, f"{output.count(evaluation.rows, 'row')}\n{_table(evaluation)}")
     if output.skipped(evaluation.skipped_cells, evaluation.skipped, data):
         raise typer.Exit(output.SKIPPED_ROWS)
+
+
+def _table(evaluation: Evaluation) -> str:
+    """A line per output and metric, with its 95 % interval where it has one."""
+    lines = []
+    for name, metrics in evaluation.metrics.items():
+        known = evaluation.final.outputs.get(name) if evaluation.final is not None else None
+        for metric, value in metrics.items():
+            estimate = None if known is None else known.metrics.get(metric)
+            interval = ""
+            if estimate is not None and not math.isnan(estimate.low):
+                interval = f"{output.number(estimate.low)} … {output.number(estimate.high)}"
+            lines.append((name, metric, output.number(value), interval))
+    return output.table(("output", "metric", "value", "95 % interval"), lines, right=("value",))
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -56,6 +71,7 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
         {
             "rows": evaluation.rows,
             "metrics": evaluation.metrics,
+            "final": None if evaluation.final is None else evaluation.final.to_json(),
             "dropped": evaluation.dropped,
             "skipped": evaluation.skipped,
             "encoded": evaluation.encoded,

@@ -154,8 +154,13 @@ def metrics(by_split: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     rows = []
     for feature, metric in lines:
         values = [by_split[split].get(feature, {}).get(metric) for split in splits]
-        rows.append((feature, metric, *("" if value is None else f"{value:.4f}" for value in values)))
+        rows.append((feature, metric, *("" if value is None else number(value) for value in values)))
     return table(("output", "metric", *splits), rows, right=splits)
+
+
+def number(value: float) -> str:
+    """A metric as a person reads it: four decimals, and a power of ten where it is huge."""
+    return f"{value:.4f}" if abs(value) < 1e7 or value != value else f"{value:.3e}"  # noqa: PLR0124  # NaN
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -1,6 +1,7 @@
 """Temperature scaling (Guo et al. 2017): scores divided by one number per output, fitted on the validation rows.
 
-It changes no order of classes, only how sure probabilities are.
+It changes no order of classes, only how sure probabilities are. As Platt 1999 has it, of ``rows`` validation rows each is
+taken to be what it is with probability 1 - 1 / (rows + 2): few rows, all of them right, do not make predictions certain.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from trainer.batches import Batches
 from trainer.decoders import Classifier, Decoder
 from trainer.model import Model
 
-_LEAST, _MOST = 0.02, 50.0  # of 1 / temperature; beyond them the validation rows are all right, or tell nothing
+_LEAST, _MOST = 0.02, 50.0  # of 1 / temperature
 _STEPS: Final = 30
 _CLOSE: Final = 1e-5  # relative
 
@@ -24,7 +25,7 @@ _CLOSE: Final = 1e-5  # relative
 def calibrate(
     model: Model, validation: Batches, batch_size: int | None = None, mixed_precision: bool = False
 ) -> dict[str, float]:
-    """Set the temperature of every output with ``calibration: true`` to the one of the least log loss; returns them by output.
+    """Set the temperature of every output with ``calibration: true`` to that of the least log loss; returns them by output.
 
     The log loss is convex in 1 / temperature, so Newton's steps, kept between the bounds of a bisection, find its minimum.
     Scores are computed anew for each step: some ten passes over the rows, and none of them is kept.
@@ -77,23 +78,25 @@ def _derivatives(
     mixed_precision: bool,
 ) -> dict[str, tuple[float, float]]:
     """The first and second derivative by 1 / temperature of the summed log loss, of every output."""
+    doubt = 1 / (validation.rows + 2)
     sums = {name: torch.zeros(2, dtype=torch.float64, device=validation.device) for name in sharpness}
     for batch, output in loop.outputs(model, validation, batch_size, mixed_precision):
         for name, here in sharpness.items():
-            found = _slope_and_bend(model.decoder(name), output.scores[name], batch.targets[name], here)
+            found = _slope_and_bend(model.decoder(name), output.scores[name], batch.targets[name], here, doubt)
             sums[name] = sums[name] + found
     return {name: (float(total[0].item()), float(total[1].item())) for name, total in sums.items()}
 
 
-def _slope_and_bend(decoder: Decoder, scores: Tensor, targets: Tensor, sharpness: float) -> Tensor:
+def _slope_and_bend(decoder: Decoder, scores: Tensor, targets: Tensor, sharpness: float, doubt: float) -> Tensor:
     scores = scores.double()
     if isinstance(decoder, Classifier):
         probabilities = functional.softmax(scores * sharpness, dim=1)
         expected = (probabilities * scores).sum(dim=1)
-        slope = expected - scores.gather(1, targets[:, None]).squeeze(1)
+        right = scores.gather(1, targets[:, None]).squeeze(1)
+        slope = expected - (1 - doubt) * right - doubt * scores.mean(dim=1)
         bend = (probabilities * scores.square()).sum(dim=1) - expected.square()
     else:  # log odds: of true, or of each label of a set
         probabilities = torch.sigmoid(scores * sharpness)
-        slope = (probabilities - targets) * scores
+        slope = (probabilities - (1 - doubt) * targets - doubt / 2) * scores
         bend = probabilities * (1 - probabilities) * scores.square()
     return torch.stack([slope.sum(), bend.sum()])
