@@ -17,8 +17,10 @@ from cachestore.encoders.image_settings import ImageTransformerSettings, Torchvi
 from cachestore.encoders.spec import TYPES, HashingSettings, ImportedSettings, TextSettings
 from cli.app import app
 from trainer import schema
-from trainer.combiners import ConcatCombiner
-from trainer.layers import DecoderLayers
+from trainer.combiners import Combiner
+from trainer.decoders import BinaryLoss, CategoryLoss, Decoder, NumberLoss
+from trainer.layers import DecoderLayers, FcLayer
+from trainer.metrics import DIRECTIONS
 from trainer.schema import inputs, outputs, preparation, preprocessing, training
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -60,8 +62,13 @@ def test_every_marked_block_is_recognised() -> None:
 SECTIONS = (
     *(inputs.TextInput, inputs.CategoryInput, preprocessing.TextPreprocessing),
     *(preprocessing.NumberPreprocessing, preprocessing.CategoryPreprocessing, preprocessing.BinaryPreprocessing),
-    *(outputs.CategoryOutput, outputs.BinaryOutput, outputs.NumberOutput),
-    *(inputs.DenseCategory, HashingSettings, ImportedSettings, TextSettings, ConcatCombiner, DecoderLayers),
+    *get_args(get_args(outputs.OutputFeature)[0]),
+    *get_args(get_args(Combiner)[0]),
+    *(FcLayer, DecoderLayers, preprocessing.SetTargetPreprocessing, preprocessing.VectorTargetPreprocessing),
+    *get_args(get_args(CategoryLoss)[0]),
+    *get_args(get_args(BinaryLoss)[0]),
+    *get_args(get_args(NumberLoss)[0]),
+    *(inputs.DenseCategory, HashingSettings, ImportedSettings, TextSettings),
     *(TorchvisionSettings, ImageTransformerSettings, inputs.ImageInput, preprocessing.ImagePreprocessing),
     *(
         training.TrainerConfig,
@@ -81,6 +88,20 @@ def test_every_setting_is_in_the_config_reference(section: type[BaseModel]) -> N
     reference = README.read_text(encoding="utf-8").split("## Config reference")[1]
     words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`|\*\*[^*]+\*\*", reference))))
     assert set(section.model_fields) <= words
+
+
+def test_every_type_of_combiner_decoder_and_loss_and_every_metric_is_in_the_config_reference() -> None:
+    reference = README.read_text(encoding="utf-8").split("## Config reference")[1]
+    types = [
+        get_args(section.model_fields["type"].annotation)[0]
+        for section in SECTIONS
+        if "type" in section.model_fields and section.__module__.startswith(("trainer.combiners", "trainer.decoders"))
+    ]
+    metrics = [metric for decoder in Decoder.__subclasses__() for metric in decoder.metric_names]
+    assert len(types) >= 17
+    for name in (*types, *metrics):
+        assert f"`{name}`" in reference
+    assert {*metrics} == DIRECTIONS.keys()
 
 
 def test_every_command_encoder_and_exit_code_is_in_the_readme() -> None:
