@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from cli import options, output
 
 if TYPE_CHECKING:
     from trainer import Run
+    from trainer.events import Listener
 
 
 def command(
@@ -45,6 +47,10 @@ def command(
             "--resume", metavar="RUN", help="Go on with a run that was stopped; DATA and the rest are its own."
         ),
     ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option("--tensorboard", metavar="DIR", help="Write each epoch's metrics there, for TensorBoard to show."),
+    ] = None,
     store: options.StorePath = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -74,13 +80,13 @@ def command(
     if resume is not None:
         if any(given is not None for given in (data, config, validation, test, output_dir, overrides)):
             raise UsageError(
-                "--resume goes on with a run as it was begun. Give no DATA, config or other option but --store."
+                "--resume goes on with a run as it was begun. Give no DATA, config or option but --store and --tensorboard."
             )
-        run = _resumed(resume, store, out)
+        run = _resumed(resume, store, tensorboard, out)
     elif data is None or config is None:
         raise UsageError("train needs DATA and --config. See: cachestore train --help")
     else:
-        run = _trained(data, config, overrides or [], validation, test, output_dir, store, out)
+        run = _trained(data, config, overrides or [], validation, test, output_dir, store, tensorboard, out)
     summary = run.to_json()
     out.result(summary, text(summary))
     if output.skipped(run.skipped_cells, run.skipped, data if data is not None else run.path):
@@ -95,27 +101,39 @@ def _trained(
     test: Path | None,
     output_dir: Path | None,
     store: Path | None,
+    tensorboard: Path | None,
     out: output.Output,
 ) -> Run:
     from cachestore.dataset import open_dataset
-    from cli.watch import watching
     from trainer import load_config, train
 
     dataset = open_dataset(data)
     settings = load_config(config, overrides, dataset)
-    with options.open_store(store, out) as opened, watching(out) as progress:
+    with options.open_store(store, out) as opened, _watching(tensorboard, out) as progress:
         return train(settings, dataset, opened, validation=validation, test=test, output=output_dir, progress=progress)
 
 
-def _resumed(path: Path, store: Path | None, out: output.Output) -> Run:
-    from cli.watch import watching
+def _resumed(path: Path, store: Path | None, tensorboard: Path | None, out: output.Output) -> Run:
     from trainer import resume_run
 
     if store is None:
-        with watching(out) as progress:
+        with _watching(tensorboard, out) as progress:
             return resume_run(path, progress=progress)
-    with options.open_store(store, out) as opened, watching(out) as progress:
+    with options.open_store(store, out) as opened, _watching(tensorboard, out) as progress:
         return resume_run(path, opened, progress=progress)
+
+
+@contextlib.contextmanager
+def _watching(tensorboard: Path | None, out: output.Output) -> Iterator[Listener]:
+    from cli.watch import watching
+
+    with watching(out) as progress:
+        if tensorboard is None:
+            yield progress
+        else:
+            from trainer.report.tensorboard import listening
+
+            yield listening(tensorboard, progress)
 
 
 def text(summary: Mapping[str, Any]) -> str:

@@ -40,6 +40,18 @@ def test_report_writes_the_page_again_and_what_is_asked_for(command: Command, ru
     assert all(Path(plot).is_file() for plot in plots)
 
 
+def test_train_writes_epochs_for_tensorboard_as_they_end(command: Command, tmp_path: Path, store: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    data, config, logs = write(tmp_path / "things.csv", rows(0, 60)), tmp_path / "config.yaml", tmp_path / "logs"
+    config.write_text(CONFIG, encoding="utf-8")
+    done = command("train", data, "-c", config, "-o", tmp_path / "run", "--store", store, "--tensorboard", logs)
+    assert done.code == 0
+    (run,) = logs.iterdir()
+    found = accumulator.EventAccumulator(str(run / "validation"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("colour/loss")] == [1, 2, 3]
+
+
 def test_report_of_what_is_no_run_is_an_error_of_usage(command: Command, tmp_path: Path) -> None:
     done = command("report", tmp_path)
     assert done.code == 2

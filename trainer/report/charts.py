@@ -80,7 +80,14 @@ def by_epoch(run: RunFiles, output: str, metric: str, label: str, mark: tuple[fl
 
 def spoken(metric: str) -> str:
     """A metric's name for people: ``mean absolute error``, ``ROC AUC``, ``F1 macro``."""
-    known = {"roc_auc": "ROC AUC", "r2": "R²", "ece": "calibration error", "mcc": "MCC", "hits_at_k": "hits at k"}
+    known = {
+        "roc_auc": "ROC AUC",
+        "r2": "R²",
+        "ece": "calibration error",
+        "mcc": "MCC",
+        "brier": "Brier score",
+        "hits_at_k": "hits at k",
+    }
     return known.get(metric, metric.replace("_", " ").replace("f1", "F1"))
 
 

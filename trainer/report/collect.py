@@ -17,7 +17,7 @@ from cachestore.dataset import Dataset
 from cachestore.store import Store
 from trainer import loop
 from trainer.assemble import State
-from trainer.batches import CachedBatches
+from trainer.batches import Batches
 from trainer.features import FittedBinary, FittedCategory, FittedNumber
 from trainer.model import Model
 from trainer.prepare import SPLITS, Prepared
@@ -36,7 +36,7 @@ def collect(
     config: Config,
     model: Model,
     prepared: Prepared,
-    batches: Mapping[str, CachedBatches],
+    batches: Mapping[str, Batches],
     store: Store,
 ) -> Dataset | None:
     """Write into the run ``folder`` what its report needs: predictions of the test rows, else of the validation rows.
@@ -101,9 +101,7 @@ def _outcome(output: OutputFeature, state: State, target: NDArray[Any], scores: 
     return Outcome(target.astype(np.float32), scores)
 
 
-def _targets(
-    prepared: Prepared, batches: Mapping[str, CachedBatches], output: OutputFeature
-) -> dict[str, dict[str, Any]]:
+def _targets(prepared: Prepared, batches: Mapping[str, Batches], output: OutputFeature) -> dict[str, dict[str, Any]]:
     """By split, how often each class occurs, or where the numbers lie."""
     state = prepared.states[output.name]
     values = {

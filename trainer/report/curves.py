@@ -35,7 +35,7 @@ def precision_recall(scores: NDArray[Any], is_true: NDArray[np.bool_]) -> tuple[
 
 def _cumulated(scores: NDArray[Any], is_true: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """True and false rows at or above each distinct score, from the highest down."""
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)
     last = np.flatnonzero(np.diff(scores[order], append=np.nan))
     true = np.cumsum(is_true[order], dtype=np.float64)[last]
     return true, last + 1 - true

@@ -151,7 +151,7 @@ def _bars(figure: Bars) -> str:
     top = 8 + 18 * len(legend)
     thick = 14 if len(names) == 1 else 9
     row = thick * len(names) + 7
-    left = 8 + max(len(cut(label)) for label in figure.labels) * _CHAR
+    left = 10 + max(len(cut(label)) for label in figure.labels) * (_CHAR + 0.5)
     highest = max((value for values in figure.values.values() for value in values), default=1) or 1
     room = _WIDTH - left - 58
     parts = _entries(legend)

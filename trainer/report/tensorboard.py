@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cachestore import outside
+from trainer.events import EpochDone, Event, Listener
 
 FOLDER: Final = "tensorboard"
 _POLYNOMIAL: Final = 0x82F63B78  # CRC-32C (Castagnoli), bits reversed
@@ -51,6 +52,25 @@ class EventFiles:
             path.write_bytes(_record(_event() + _field(3, b"brain.Event:2")))
             self._files[folder.name] = path
         return self._files[folder.name]
+
+
+def listening(folder: Path, listener: Listener | None = None) -> Listener:
+    """A ``progress`` function that writes each epoch under ``folder`` as it ends, into a folder named by the time of day.
+
+    ``listener`` is told everything as well.
+    """
+    files = EventFiles(folder / time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+    def listen(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            for split, metrics in event.metrics.items():
+                files.add(
+                    {"epoch": event.epoch, "split": split, "learning_rate": event.learning_rate, "metrics": metrics}
+                )
+        if listener is not None:
+            listener(event)
+
+    return listen
 
 
 def _event(step: int = 0) -> bytes:
