@@ -30,7 +30,7 @@ from trainer.optim import Adam, Clipping, Penalty, Plateau, Schedule, Sgd
 from trainer.sweep.layers import Unstackable
 from trainer.sweep.together import Member, fit_together, obstacle
 
-SETTINGS = FitSettings(8, 16, 0.01, "kind", "accuracy", early_stop=-1)
+SETTINGS = FitSettings(4, 16, 0.01, "kind", "accuracy", early_stop=-1)
 
 
 @dataclass
@@ -153,7 +153,7 @@ def assert_same(member: Member, found: Curve, lone: Member, expected: Curve) -> 
 @pytest.mark.parametrize("case", CASES)
 def test_each_trial_has_the_curve_of_its_lone_run(case: str) -> None:
     shape, trials = CASES[case]
-    train, validation = three_outputs(203), three_outputs(90, seed=1)
+    train, validation = three_outputs(83), three_outputs(40, seed=1)
     members, curves = together(trials, shape, train, validation)
     for trial, member, curve in zip(trials, members, curves, strict=True):
         assert_same(member, curve, *alone(trial, shape, train, validation))
@@ -162,13 +162,13 @@ def test_each_trial_has_the_curve_of_its_lone_run(case: str) -> None:
 def test_without_validation_rows_every_epoch_is_run() -> None:
     shape, train = Shape(), three_outputs(60)
     members, curves = together(RATES[:2], shape, train, None)
-    assert [curve.end.epochs for curve in curves if isinstance(curve.end, FitResult)] == [8, 8]
+    assert [curve.end.epochs for curve in curves if isinstance(curve.end, FitResult)] == [4, 4]
     for trial, member, curve in zip(RATES, members, curves, strict=False):
         assert_same(member, curve, *alone(trial, shape, train, None))
 
 
 def test_a_trial_that_diverges_leaves_and_the_others_go_on() -> None:
-    shape, train, validation = Shape(), three_outputs(203), three_outputs(90, seed=1)
+    shape, train, validation = Shape(), three_outputs(83), three_outputs(40, seed=1)
     wild = Trial(sgd=True, settings=replace(SETTINGS, learning_rate=1e20))
     members, curves = together([RATES[0], wild, RATES[2]], shape, train, validation)
     with pytest.raises(TrainingDiverged) as expected:

@@ -151,7 +151,7 @@ class Hyperopt(Frozen):
     ``goal`` follows from the metric unless given; ``split`` is validation, or with folds the fold that is held out.
     """
 
-    parameters: dict[str, Space] = Field(min_length=1)
+    parameters: dict[str, Space] = Field(default_factory=dict)
     goal: Literal["minimize", "maximize"] | None = None
     metric: str | None = None
     output_feature: str | None = None

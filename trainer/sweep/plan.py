@@ -18,7 +18,7 @@ from trainer.metrics import COMBINED
 from trainer.overrides import apply_override
 from trainer.schema import Config
 from trainer.schema.hyperopt import SPACES, Grid, Hyperopt
-from trainer.schema.preparation import RandomSplit, SplitConfig
+from trainer.schema.preparation import KFoldSplit, RandomSplit
 from trainer.sweep.space import grid, points
 
 SECTION: Final = "hyperopt"
@@ -82,19 +82,31 @@ def make_plan(
     settings = _settings(section, [parse_grid(text) for text in grids], base, found)
     if settings is None or found:
         raise ConfigError(_report(source, found))
-    base_config = load_config(base)
-    seed = base_config.random_seed
+    if not settings.parameters and folds is None and seeds == 1:
+        raise ConfigError(
+            "nothing varies: give the config a hyperopt section with parameters, or --grid PATH=V1,V2, --folds or --seeds"
+        )
+    seed = base.get("random_seed")
+    seed = seed if isinstance(seed, int) else int(Config.model_fields["random_seed"].default)
     candidates = points(settings, seed) if settings.parameters else [{}]
     configs: list[Config] = []
+    faulty: dict[str, list[str]] = {}
     for values in candidates:
         try:
-            changes = [f"{path}={json.dumps(value)}" for path, value in _changes(values, base, settings, base_config)]
+            changes = [f"{path}={json.dumps(value)}" for path, value in _changes(values, settings, base.get("trainer"))]
             configs.append(load_config(base, changes))
         except ConfigError as error:
             told = ", ".join(f"{path}={short(value)}" for path, value in values.items())
-            found.append(f"with {told}: {str(error).removeprefix('the config: ')}")
-    if found:
-        raise ConfigError(_report(source, found))
+            _, _, lines = str(error).partition(": " if "\n" not in str(error) else ":\n")
+            for line in lines.splitlines():
+                faulty.setdefault(line, []).append(told)
+    if faulty:
+        everywhere = len(candidates)
+        raise ConfigError(
+            _report(
+                source, [line if len(of) == everywhere else f"{line} (with {of[0]})" for line, of in faulty.items()]
+            )
+        )
     pin = seed if seeds > 1 or "random_seed" in settings.parameters else None
     finals = tuple(_with_split(config, None, None, pin, files) for config in configs)
     trials: list[Trial] = []
@@ -215,15 +227,14 @@ def _full_path(place: str, path: str, base: Mapping[str, Any], found: list[str])
     return None
 
 
-def _changes(
-    values: Mapping[str, Any], base: Mapping[str, Any], settings: Hyperopt, base_config: Config
-) -> list[tuple[str, Any]]:
+def _changes(values: Mapping[str, Any], settings: Hyperopt, trainer: Any) -> list[tuple[str, Any]]:
     """The values, and the metric that ranks as the one that picks the epoch unless the config names another."""
     changes = list(values.items())
-    trainer = base_config.trainer
-    if settings.metric is not None and trainer.validation_metric is None and settings.output_feature != COMBINED:
+    given = {key for key, value in trainer.items() if value is not None} if isinstance(trainer, Mapping) else set()
+    given |= {path.removeprefix("trainer.") for path in values}
+    if settings.metric is not None and "validation_metric" not in given and settings.output_feature != COMBINED:
         changes.append(("trainer.validation_metric", settings.metric))
-        if settings.output_feature is not None and trainer.validation_field is None:
+        if settings.output_feature is not None and "validation_field" not in given:
             changes.append(("trainer.validation_field", settings.output_feature))
     return changes
 
@@ -234,7 +245,7 @@ def _with_split(config: Config, folds: int | None, fold: int | None, pin: int | 
     if folds is not None and fold is not None:
         column, group = getattr(split, "column", None), getattr(split, "group", None)
         kind = getattr(split, "type", "random")
-        split = _kfold(
+        split = KFoldSplit(
             folds=folds,
             fold=fold,
             column=column if kind in ("stratify", "kfold") else None,
@@ -247,15 +258,6 @@ def _with_split(config: Config, folds: int | None, fold: int | None, pin: int | 
     if split is config.preprocessing.split:
         return config
     return config.model_copy(update={"preprocessing": config.preprocessing.model_copy(update={"split": split})})
-
-
-def _kfold(**settings: Any) -> Any:
-    split, faulty = faults.validated(SplitConfig, {"type": "kfold", **settings}, "preprocessing.split")
-    if faulty:
-        raise ConfigError(
-            "; ".join(f"preprocessing.split.{faults.joined(fault.path)}: {fault.why}" for fault in faulty)
-        )
-    return split
 
 
 def _report(source: Any, found: Sequence[str]) -> str:
