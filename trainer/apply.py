@@ -30,6 +30,7 @@ from trainer.record import Evaluation, Predictions
 from trainer.rows import Built, Columns, FittedText
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput, OutputFeature, SetOutput
+from trainer.streaming import StreamedBatches, streams
 
 
 def evaluate(run: str | os.PathLike[str], data: Any, store: Store, *, progress: Listener | None = None) -> Evaluation:
@@ -69,7 +70,7 @@ class _Use:
     model: Model
     label: str
     columns: Columns
-    batches: CachedBatches
+    batches: CachedBatches | StreamedBatches
     table: Table
     built: Built
     clock: Clock
@@ -107,7 +108,9 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     built = rows.build_texts(config, dataset, store, trained=texts, progress=clock.building(dataset.label))
     pins.moved(store, path, description["manifests"], clock)
     clock.begin("gather")
-    joined = rows.join(config, columns, rows.gather(built, store), texts, dataset.label)
+    limit = config.trainer.memory_bytes()
+    streamed = streams(limit, rows.nbytes([built]))
+    joined = rows.join(config, columns, rows.gather(built, store, limit if streamed else None), texts, dataset.label)
     device = default_device()
     batches = joined.select(np.ones(len(joined.drop), np.bool_)).to(device)
     clock.begin("evaluate")

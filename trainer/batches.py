@@ -42,6 +42,9 @@ class Batches(Protocol):
     def device(self) -> torch.device:
         """Where batches are."""
 
+    def to(self, device: torch.device) -> Batches:
+        """The same rows on ``device``."""
+
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Every row once, in an order drawn from ``generator``."""
 
@@ -99,7 +102,7 @@ class CachedBatches:
             rows = order[start:stop]
             yield Batch(
                 stop - start,
-                {name: _vector(tensor.index_select(0, rows)) for name, tensor in self.inputs.items()},
+                {name: widened(tensor.index_select(0, rows)) for name, tensor in self.inputs.items()},
                 {name: tensor.index_select(0, rows) for name, tensor in self.missing.items()},
                 {name: tensor.index_select(0, rows) for name, tensor in self.targets.items()},
             )
@@ -109,7 +112,7 @@ class CachedBatches:
         for start, stop in bounds(self.rows, batch_size):
             yield Batch(
                 stop - start,
-                {name: _vector(tensor[start:stop]) for name, tensor in self.inputs.items()},
+                {name: widened(tensor[start:stop]) for name, tensor in self.inputs.items()},
                 {name: tensor[start:stop] for name, tensor in self.missing.items()},
                 {name: tensor[start:stop] for name, tensor in self.targets.items()},
             )
@@ -128,5 +131,6 @@ def _tensor(values: NDArray[Any], rows: NDArray[np.bool_]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picked))
 
 
-def _vector(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
+    """float32 of float16, which takes half the memory where it is kept."""
     return tensor.float() if tensor.dtype == torch.float16 else tensor

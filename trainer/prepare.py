@@ -21,6 +21,7 @@ from trainer.sampling import balanced, sampled
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput
 from trainer.split import split
+from trainer.streaming import StreamedBatches, streams
 
 SPLITS: Final = ("train", "validation", "test")
 _LEFT_OUT: Final = -1
@@ -34,7 +35,7 @@ class Prepared:
     """
 
     opened: Mapping[str, Dataset]
-    batches: Mapping[str, CachedBatches]
+    batches: Mapping[str, CachedBatches | StreamedBatches]
     held_out: Mapping[str, tuple[str, NDArray[np.int64]]]
     states: Mapping[str, State]
     built: Mapping[str, Built]
@@ -95,7 +96,9 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     }
 
     clock.begin("gather")
-    gathered = {name: rows.gather(build, store) for name, build in built.items()}
+    limit = config.trainer.memory_bytes()
+    streamed = streams(limit, rows.nbytes(built.values()))
+    gathered = {name: rows.gather(build, store, limit if streamed else None) for name, build in built.items()}
     texts = rows.fit_texts(config, gathered["train"], learnt_from)
     joined = {
         name: rows.join(config, columns[name], gathered[name], texts, dataset.label) for name, dataset in opened.items()
@@ -128,7 +131,9 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     )
 
 
-def _balanced(config: Config, joined: Columns, train: NDArray[np.bool_], clock: Clock) -> CachedBatches | None:
+def _balanced(
+    config: Config, joined: Columns, train: NDArray[np.bool_], clock: Clock
+) -> CachedBatches | StreamedBatches | None:
     """The training rows with those of rare classes repeated, or of frequent ones left out; None when the config asks neither."""
     places = np.flatnonzero(train & (joined.drop == ""))
     output = config.output_features[0].name
@@ -152,7 +157,7 @@ def _dropped(joined: Mapping[str, Columns], parts: NDArray[np.int8]) -> dict[str
 
 
 def _require_rows(
-    batches: Mapping[str, CachedBatches], opened: Mapping[str, Dataset], dropped: Mapping[str, int]
+    batches: Mapping[str, CachedBatches | StreamedBatches], opened: Mapping[str, Dataset], dropped: Mapping[str, int]
 ) -> None:
     for name, dataset in opened.items():
         least = 2 if name == "train" else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -13,9 +13,10 @@ from cachestore.build import run as run_build
 from cachestore.built import Build, Progress
 from cachestore.dataset import Dataset, SkippedCell
 from cachestore.encoders import EncoderLike, template_of
-from cachestore.errors import DataError
+from cachestore.errors import ConfigError, DataError
 from cachestore.keys import Json, fingerprint
 from cachestore.manifest import FORGOTTEN, MISSING, PRESENT, SKIPPED
+from cachestore.shard import stored_dtype
 from cachestore.sources import fields, find
 from cachestore.store import Store
 from trainer import features
@@ -27,6 +28,7 @@ from trainer.schema import Config
 from trainer.schema.inputs import StoredInput, TextInput
 from trainer.schema.outputs import CategoryOutput, SetOutput
 from trainer.settled import SettledEncoder
+from trainer.streaming import StoredVectors, StreamedBatches, stored_vectors
 
 
 @final
@@ -60,22 +62,31 @@ class FittedText:
 class Columns:
     """Every row of a dataset as arrays by feature name, and ``drop``: why a row cannot be used, "" where it can."""
 
-    inputs: Mapping[str, NDArray[Any]]
+    inputs: Mapping[str, NDArray[Any] | StoredVectors]
     targets: Mapping[str, NDArray[Any]]
     drop: NDArray[np.object_]
     missing: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
-    def select(self, rows: NDArray[np.bool_]) -> CachedBatches:
-        """The rows marked by ``rows`` that can be used, as contiguous tensors in dataset order."""
-        return CachedBatches.from_arrays(self.inputs, self.targets, self.missing, rows & (self.drop == ""))
+    def select(self, rows: NDArray[np.bool_]) -> CachedBatches | StreamedBatches:
+        """The rows marked by ``rows`` that can be used, in dataset order; contiguous tensors, but for what stays in the store."""
+        return self._batches(rows & (self.drop == ""))
 
-    def take(self, places: NDArray[np.int64]) -> CachedBatches:
+    def take(self, places: NDArray[np.int64]) -> CachedBatches | StreamedBatches:
         """Rows by number, in that order, repeats allowed; all must be usable."""
-        inputs, targets, missing = (
-            {name: values[places] for name, values in group.items()}
-            for group in (self.inputs, self.targets, self.missing)
+        inputs = {name: values[places] for name, values in self.inputs.items()}
+        targets, missing = (
+            {name: values[places] for name, values in group.items()} for group in (self.targets, self.missing)
         )
-        return CachedBatches.from_arrays(inputs, targets, missing, np.ones(len(places), np.bool_))
+        return Columns(inputs, targets, self.drop[places], missing)._batches(np.ones(len(places), np.bool_))
+
+    def _batches(self, rows: NDArray[np.bool_]) -> CachedBatches | StreamedBatches:
+        streamed = {name: values for name, values in self.inputs.items() if isinstance(values, StoredVectors)}
+        held = {name: values for name, values in self.inputs.items() if not isinstance(values, StoredVectors)}
+        cached = CachedBatches.from_arrays(held, self.targets, self.missing, rows)
+        if not streamed:
+            return cached
+        vectors = {name: values[rows] for name, values in streamed.items()}
+        return StreamedBatches(vectors, cached.inputs, cached.targets, cached.missing)
 
     def dropped(self, rows: NDArray[np.bool_] | None = None) -> dict[str, int]:
         """How many rows are not used, by reason; a row with several counts for the first."""
@@ -88,7 +99,7 @@ class Columns:
 class Vectors:
     """The vectors (rows, dim) of a text feature's cells, zeros where there is none, and why (rows,)."""
 
-    values: NDArray[Any]
+    values: NDArray[Any] | StoredVectors
     reasons: NDArray[np.uint8]
     spec: Mapping[str, Json]
 
@@ -216,14 +227,33 @@ def build_texts(
     return Built(dataset.label, texts, build, names)
 
 
-def gather(built: Built, store: Store) -> dict[str, Vectors]:
-    """The vectors of every text feature. Raises MissingVector when the store lost one since it was built."""
+def nbytes(builds: Iterable[Built]) -> int:
+    """What the vectors of builds take in memory."""
+    total = 0
+    for built in builds:
+        if built.build is not None:
+            manifest = built.build.manifest
+            described = [manifest.column(name) for name in set(built.columns.values())]
+            total += manifest.rows * sum(each.dim * stored_dtype(each.spec).itemsize for each in described)
+    return total
+
+
+def gather(built: Built, store: Store, limit: int | None = None) -> dict[str, Vectors]:
+    """The vectors of every text feature. Raises MissingVector when the store lost one since it was built.
+
+    With a ``limit`` of memory in bytes they are left in the store, and read when a batch is made of them.
+    """
     vectors: dict[str, Vectors] = {}
     read: dict[str, Vectors] = {}
     for feature in built.features:
         column = built.columns[feature.name]
         if column not in read and built.build is not None:
-            values, reasons = store.column(built.build.manifest, column)
+            source = built.build.manifest
+            values: NDArray[Any] | StoredVectors
+            if limit is None:
+                values, reasons = store.column(source, column)
+            else:
+                values, reasons = stored_vectors(store, source, column, limit)
             read[column] = Vectors(values, reasons, built.build.manifest.column(column).spec)
         vectors[feature.name] = _filled(feature, read[column], store)
     return vectors
@@ -288,25 +318,35 @@ def _filled(feature: StoredInput, vectors: Vectors, store: Store) -> Vectors:
     fill_value = feature.preprocessing.fill_value
     if feature.preprocessing.missing_value_strategy != "fill_with_const" or fill_value is None or not absent.any():
         return vectors
-    values = vectors.values.copy()  # another feature may share them
+    values = _in_memory(feature, vectors).copy()  # another feature may share them
     settled = SettledEncoder(feature, vectors.spec, values.shape[1], store)
     values[absent] = store.embed([fill_value], settled)[0]
     return replace(vectors, values=values)
 
 
-def _without_gaps(feature: StoredInput, vectors: Vectors, state: FittedText) -> NDArray[Any]:
+def _in_memory(feature: StoredInput, vectors: Vectors) -> NDArray[Any]:
+    """The vectors themselves. Raises ConfigError where they are left in the store."""
+    if isinstance(vectors.values, StoredVectors):
+        raise ConfigError(
+            f"trainer.memory_limit: the column {feature.column!r} has missing cells, and vectors that stay in the store cannot be "
+            "filled; set missing_value_strategy: indicator or drop_row, or a higher limit"
+        )
+    return vectors.values
+
+
+def _without_gaps(feature: StoredInput, vectors: Vectors, state: FittedText) -> NDArray[Any] | StoredVectors:
     """The vectors (rows, dim) with missing ones filled by ``fill_with_mode``, ``bfill`` and ``ffill``; else as they are."""
     strategy = feature.preprocessing.missing_value_strategy
     absent = vectors.reasons == MISSING
     if strategy not in ("fill_with_mode", "bfill", "ffill") or not absent.any():
         return vectors.values
-    dtype = vectors.values.dtype
-    stand_in = np.zeros(state.dim, dtype) if state.fill is None else np.asarray(state.fill, dtype)
-    return fill(vectors.values, vectors.reasons == PRESENT, strategy, stand_in).values  # what is skipped is dropped
+    values = _in_memory(feature, vectors)
+    stand_in = np.zeros(state.dim, values.dtype) if state.fill is None else np.asarray(state.fill, values.dtype)
+    return fill(values, vectors.reasons == PRESENT, strategy, stand_in).values  # what is skipped is dropped
 
 
 def _mode(feature: StoredInput, vectors: Vectors, train: NDArray[np.bool_]) -> tuple[float, ...]:
-    seen = vectors.values[train & (vectors.reasons == PRESENT)]
+    seen = _in_memory(feature, vectors)[train & (vectors.reasons == PRESENT)]
     if not len(seen):
         raise DataError(f"column {feature.column!r} has no value in any training row to fill missing ones with")
     whole = np.ascontiguousarray(seen).view(np.dtype((np.void, seen.dtype.itemsize * seen.shape[1])))[:, 0]

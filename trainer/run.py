@@ -14,7 +14,7 @@ from cachestore.store import Store
 from trainer import checkpoint, loop, pins, report, resume
 from trainer.apply import evaluate, predict
 from trainer.assemble import build_model, default_device, start_at_means
-from trainer.batches import CachedBatches
+from trainer.batches import Batches
 from trainer.calibration import calibrate
 from trainer.config import load_config
 from trainer.evaluation import final
@@ -182,7 +182,7 @@ def with_models_placed(config: Config) -> Config:
 def _fit(
     config: Config,
     model: Model,
-    batches: Mapping[str, CachedBatches],
+    batches: Mapping[str, Batches],
     settings: loop.FitSettings,
     folder: Path,
     identity: Callable[[], str],

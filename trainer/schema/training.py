@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from trainer.frozen import Frozen
@@ -12,6 +14,29 @@ from trainer.schema.names import Share
 from trainer.schema.optimizers import LBFGS, SGD, Adam, AdamW, Optimizer
 
 __all__ = ["LBFGS", "SGD", "Adam", "AdamW", "GradientClipping", "Optimizer", "Scheduler", "TrainerConfig"]
+
+_UNITS: Final = {"": 1, "B": 1, **{f"{unit}B": 1000 ** (at + 1) for at, unit in enumerate("KMGT")}}
+_BINARY: Final = {f"{unit}iB": 1024 ** (at + 1) for at, unit in enumerate("KMGT")}
+
+
+def in_bytes(size: int | str) -> int:
+    """A size as users write it, "4GB" or "512 MiB" or a number of bytes, in bytes. Raises ValueError when it is none."""
+    if isinstance(size, int):
+        return size
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
+    units = {name.upper(): factor for name, factor in (*_UNITS.items(), *_BINARY.items())}
+    if found is None or found[2].upper() not in units:
+        raise ValueError(f"must be a number of bytes or a size such as 4GB or 512MiB, not {size!r}")
+    return int(float(found[1]) * units[found[2].upper()])
+
+
+def _sized(size: int | str) -> int | str:
+    if in_bytes(size) <= 0:
+        raise ValueError(f"must be greater than 0, not {size!r}")
+    return size
+
+
+Size: TypeAlias = Annotated[int | str, AfterValidator(_sized)]
 
 
 class Scheduler(Frozen):
@@ -57,7 +82,8 @@ class TrainerConfig(Frozen):
 
     ``train_steps`` takes the place of ``epochs``. ``effective_batch_size`` = ``batch_size`` ×
     ``gradient_accumulation_steps``: a step takes the gradients of so many rows, so many at once. Other defaults for lbfgs:
-    a learning rate of 1, and no clipping.
+    a learning rate of 1, and no clipping. With ``memory_limit``, more vectors than a quarter of it stay in the store and
+    are read in blocks.
     """
 
     optimizer: Optimizer = Adam()
@@ -78,6 +104,11 @@ class TrainerConfig(Frozen):
     evaluate_training_set: bool = False
     validation_field: str | None = None
     validation_metric: str | None = None
+    memory_limit: Size | None = None
+
+    def memory_bytes(self) -> int | None:
+        """``memory_limit`` in bytes."""
+        return None if self.memory_limit is None else in_bytes(self.memory_limit)
 
     @model_validator(mode="after")
     def _sizes_multiply(self) -> TrainerConfig:
