@@ -93,6 +93,8 @@ class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             del self.feature_names_in_
         count = len(targets)
         check_consistent_length(next(iter(columns.values())), targets)
+        if count < 2:
+            raise ValueError(f"{type(self).__name__} needs at least 2 rows, and n_samples={count}")
         inputs = self._inputs(columns)
         target = _TARGET
         while target in columns:
@@ -216,6 +218,8 @@ class CachedRegressor(RegressorMixin, _CachedEstimator):  # type: ignore[misc]
 
 def _columns(X: Any) -> dict[str, Any]:
     """The columns of ``X`` by name: ``text`` for a list of texts, ``x0`` and so on for those of an array."""
+    if hasattr(X, "toarray"):  # of scipy; one kind is a mapping as well
+        raise TypeError("Sparse data was passed, but a dense array is required. Use X.toarray() to convert it")
     if is_frame(X):
         names = [str(name) for name in X.columns]
         if len(set(names)) < len(names):
@@ -225,8 +229,6 @@ def _columns(X: Any) -> dict[str, Any]:
         return {str(name): cells for name, cells in X.items()}
     if hasattr(X, "column_names"):  # of pyarrow
         return {name: X[name] for name in X.column_names}
-    if hasattr(X, "toarray"):
-        raise TypeError("Sparse data was passed, but a dense array is required. Use X.toarray() to convert it")
     if hasattr(X, "iloc") or (
         isinstance(X, list | tuple) and X and all(cell is None or isinstance(cell, str) for cell in X)
     ):

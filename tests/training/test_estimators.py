@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
 
 from cachestore.errors import ConfigError, DataError
 from cachestore.store import open_store
@@ -180,6 +182,15 @@ def test_what_cannot_be_learnt_is_refused(place: Path, X: Any, y: Any, says: str
 def test_columns_that_teach_nothing_are_no_features(place: Path) -> None:
     with pytest.raises(DataError, match="No column of X can be learnt from"):
         classifier(place).fit(pd.DataFrame({"a": ["x"] * 9}), ["p", "q", "q"] * 3)
+
+
+@pytest.mark.timeout(300)  # some fifty fits
+@pytest.mark.parametrize("kind", [CachedClassifier, CachedRegressor])
+def test_scikit_learns_own_checks_pass(kind: type[CachedClassifier | CachedRegressor], place: Path) -> None:
+    estimator = kind(ENCODER, store=place, epochs=20, learning_rate=0.05, batch_size=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the checks themselves
+        check_estimator(estimator, on_skip=None)
 
 
 def test_the_trainer_alone_imports_no_scikit_learn() -> None:
