@@ -54,10 +54,11 @@ def check_columns(inputs: Sequence[Entry], outputs: Sequence[Entry], found: list
 
 def check_data(entries: Sequence[Entry], split: Any, dataset: Dataset, found: list[str]) -> None:
     """What features and split need is in the data."""
-    column = split.get("column") if isinstance(split, Mapping) else None
     wanted = [(entry.place, name) for entry in entries for name in entry.reads]
-    if isinstance(column, str) and column:
-        wanted.append(("preprocessing.split.column", column))
+    for key in ("column", "group"):
+        column = split.get(key) if isinstance(split, Mapping) else None
+        if isinstance(column, str) and column:
+            wanted.append((f"preprocessing.split.{key}", column))
     lacking, there = dataset.lacking([name for _, name in wanted])
     for place, name in wanted:
         if name in lacking:

@@ -145,7 +145,6 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         "reduce_dependencies": _FLOW,
         "default_validation_metric": "not supported yet; use trainer.validation_field and trainer.validation_metric",
         "num_fc_layers": "belongs under decoder",
-        "active": _LATER,
         "proc_column": _LATER,
     },
     "output_features.preprocessing": dict.fromkeys(

@@ -99,6 +99,8 @@ def test_an_inactive_feature_is_left_out_and_checked(tmp_path: Path, store: Stor
         load_config(config([INPUTS[5], {**absent, "preprocessing": {"normalization": "zscor"}}]))
     with pytest.raises(ConfigError, match="input_features: no feature is active"):
         load_config(config([absent]))
+    outputs = [{"name": "yes", "type": "binary"}, {"name": "size", "type": "number", "active": False}]
+    assert [one.name for one in load_config(config([INPUTS[5]], output_features=outputs)).output_features] == ["yes"]
 
 
 TEXTS = ["a", "b", None, "a", "c", None]

@@ -209,7 +209,7 @@ def test_vectors_written_as_text_are_read_back_exactly(rows: list[tuple[float, f
         (["1 2", "1 2 3"], "data row 1 (counted from 0): has 3 numbers, and the vectors of this feature have 2"),
         (["1 2", "1 x"], "data row 1 (counted from 0): 'x' is not a number"),
         (["1 2", "[]"], "data row 1"),
-        (["1 2", "1 nan"], "data row 1 (counted from 0): 'nan' is not a number"),
+        (["1 2", "1 nan"], "data row 1 (counted from 0): the vector has a missing number"),
         ([[1.0, 2.0], [None, 1.0]], "data row 1 (counted from 0): the vector has a missing number"),
         ([[1.0, 2.0], None, [float("inf"), 1.0]], "data row 2 (counted from 0): the vector has inf"),
         (["1 2", "1e39 1"], "data row 1 (counted from 0): the vector has 1e+39, which is too large"),

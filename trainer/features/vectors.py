@@ -115,14 +115,13 @@ def _floats(flat: pa.Array, rows: NDArray[np.int64], where: str, column: str) ->
         if not len(flat):
             return np.zeros(0, np.float64)
         return c.numbers(flat, where, column, finite=False)
-    wrong = ~c.true(pc.match_substring_regex(flat, c.NUMBER))
-    if wrong.any():
-        at = int(wrong.argmax())
-        shown = c.shown(flat[at].as_py() or "")
-        c.refuse(
-            where, column, int(rows[at]), f"{shown} is not a number; a vector is written as in 0.5 1.2 or [0.5, 1.2]"
-        )
-    return c.values(flat.cast(pa.float64()))
+    try:
+        values: NDArray[np.float64] = c.values(flat.cast(pa.float64()))
+    except pa.ArrowInvalid:
+        at = int((~c.true(pc.match_substring_regex(flat, c.NUMBER))).argmax())
+        why = f"{c.shown(flat[at].as_py())} is not a number; a vector is written as in 0.5 1.2 or [0.5, 1.2]"
+        c.refuse(where, column, int(rows[at]), why)
+    return values
 
 
 def _square(

@@ -74,6 +74,7 @@ class CategoryOutput(Frozen):
     name: Name
     type: Literal["category"] = "category"
     column: Column
+    active: bool = True
     decoder: CategoryDecoder = CategoryClassifier()
     loss: CategoryLoss = SoftmaxCrossEntropy()
     top_k: PositiveInt = 3
@@ -87,6 +88,7 @@ class BinaryOutput(Frozen):
     name: Name
     type: Literal["binary"] = "binary"
     column: Column
+    active: bool = True
     decoder: BinaryDecoderSettings = BinaryRegressor()
     loss: BinaryLoss = BinaryWeightedCrossEntropy()
     threshold: Share = 0.5
@@ -100,6 +102,7 @@ class NumberOutput(Frozen):
     name: Name
     type: Literal["number"] = "number"
     column: Column
+    active: bool = True
     decoder: NumberRegressor = NumberRegressor()
     loss: NumberLoss = MeanSquaredError()
     clip: tuple[float, float] | None = None
@@ -118,6 +121,7 @@ class SetOutput(Frozen):
     name: Name
     type: Literal["set"] = "set"
     column: Column
+    active: bool = True
     decoder: SetDecoderSettings = SetClassifier()
     loss: SigmoidCrossEntropy = SigmoidCrossEntropy()
     threshold: Share = 0.5
@@ -131,6 +135,7 @@ class VectorOutput(Frozen):
     name: Name
     type: Literal["vector"] = "vector"
     column: Column
+    active: bool = True
     decoder: VectorProjector = VectorProjector()
     loss: VectorLoss = MeanSquaredError()
     preprocessing: VectorTargetPreprocessing = VectorTargetPreprocessing()
