@@ -17,6 +17,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "bench_images": {"rows": 8, "turns": 1},
     "bench_known_rows": {"rows": 500, "turns": 1},
     "bench_step": {"rows": 256, "epochs": 1, "turns": 1},
+    "bench_sweep": {"rows": 256, "epochs": 1, "turns": 1, "trials": 4},
     "bench_verify": {"shards": 2, "rows": 200, "turns": 1},
     "bench_warm_train": {"rows": 200, "epochs": 1, "turns": 1},
 }

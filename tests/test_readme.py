@@ -21,7 +21,7 @@ from trainer.combiners import Combiner
 from trainer.decoders import BinaryLoss, CategoryLoss, Decoder, NumberLoss
 from trainer.layers import DecoderLayers, FcLayer
 from trainer.metrics import DIRECTIONS
-from trainer.schema import inputs, outputs, preparation, preprocessing, training
+from trainer.schema import hyperopt, inputs, outputs, preparation, preprocessing, training
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(
@@ -79,6 +79,7 @@ SECTIONS = (
     ),
     *(preprocessing.SetPreprocessing, preprocessing.VectorPreprocessing, preprocessing.DatePreprocessing),
     *(inputs.SetInput, inputs.VectorInput, inputs.DateInput, inputs.EmbedSet, inputs.DenseVector),
+    *(hyperopt.Hyperopt, hyperopt.Executor, hyperopt.SearchAlgorithm, *hyperopt.SPACES),
     *(schema.Config, preparation.Preprocessing),
 )
 
