@@ -80,7 +80,7 @@ def command(
     if resume is not None:
         if any(given is not None for given in (data, config, validation, test, output_dir, overrides)):
             raise UsageError(
-                "--resume goes on with a run as it was begun. Give no DATA, config or option but --store and --tensorboard."
+                "--resume goes on with a run as it was begun. Give no DATA, config or other option but --store and --tensorboard."
             )
         run = _resumed(resume, store, tensorboard, out)
     elif data is None or config is None:

@@ -52,6 +52,22 @@ def test_train_writes_epochs_for_tensorboard_as_they_end(command: Command, tmp_p
     assert [event.step for event in found.Scalars("colour/loss")] == [1, 2, 3]
 
 
+def test_a_set_and_a_vector_have_a_report(command: Command, tmp_path: Path, store: Path) -> None:
+    labels = ("red", "green", "<b>")
+    cells = [(f"a {labels[n % 3]} thing {n}", " ".join(labels[: n % 3 + 1]), f"{n % 3} {n % 2}") for n in range(60)]
+    data, config = tmp_path / "things.csv", tmp_path / "config.yaml"
+    data.write_text("text,tags,place\n" + "".join(",".join(row) + "\n" for row in cells), encoding="utf-8")
+    config.write_text(
+        "input_features: [{name: text, type: text, encoder: {type: hashing, dim: 64}}]\n"
+        "output_features: [{name: tags, type: set}, {name: place, type: vector}]\ntrainer: {epochs: 2}\n",
+        encoding="utf-8",
+    )
+    assert command("train", data, "-c", config, "-o", tmp_path / "run", "--store", store).code == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    for words in ("A set output, on the 12 test rows", "A vector output", "Distances", "&lt;b&gt;", "thing"):
+        assert words in page
+
+
 def test_report_of_what_is_no_run_is_an_error_of_usage(command: Command, tmp_path: Path) -> None:
     done = command("report", tmp_path)
     assert done.code == 2

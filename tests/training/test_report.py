@@ -275,7 +275,10 @@ def test_every_figure_is_a_png_too(tmp_path: Path, store: Store) -> None:
     run = train(
         everything() | {"trainer": {"epochs": 2}}, write(tmp_path / "all.csv", rows), store, output=tmp_path / "run"
     )
+    (run.path / "plots").mkdir()
+    (run.path / "plots" / "of_an_older_version.png").write_bytes(b"old")
     paths = report.write_plots(run.path)
+    assert set(paths) == set((run.path / "plots").iterdir())
     assert len(paths) == len(report.figures(run.path)) > 8
     for path in paths:
         with Image.open(path) as picture:

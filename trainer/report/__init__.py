@@ -67,11 +67,14 @@ def figures(path: Path) -> dict[str, Figure]:
 
 
 def write_plots(path: Path) -> list[Path]:
-    """Write every figure of a run's report as PNG into its folder ``plots``; returns the files.
+    """Write every figure of a run's report as PNG into its folder ``plots``, in the place of what was there; returns the files.
 
     Raises UsageError when matplotlib is not installed, or there is no finished run.
     """
-    return png.write(path / png.FOLDER, figures(path))
+    png.require()
+    drawn = figures(path)
+    shutil.rmtree(path / png.FOLDER, ignore_errors=True)
+    return png.write(path / png.FOLDER, drawn)
 
 
 def write_tensorboard(path: Path) -> Path:

@@ -37,11 +37,18 @@ class _Axes:
     """Where values lie on the canvas, and the frame around them."""
 
     def __init__(
-        self, x: Range, y: Range, x_label: str, y_label: str, legend: Sequence[tuple[str, str]], whole_x: bool = False
+        self,
+        x: Range,
+        y: Range,
+        x_label: str,
+        y_label: str,
+        legend: Sequence[tuple[str, str]],
+        whole_x: bool = False,
+        whole_y: bool = False,
     ) -> None:
         self._x, self._y = _spread(x), _spread(y)
         self._x_ticks = ticks(*self._x, 7, whole_x)
-        self._y_ticks = ticks(*self._y, 6)
+        self._y_ticks = ticks(*self._y, 6, whole_y)
         self._y_labels = tick_labels(self._y_ticks)
         self._labels = (x_label, y_label)
         rows = _legend(legend)
@@ -127,8 +134,14 @@ def _histogram(figure: Histogram) -> str:
     edges = figure.edges
     highest = max((count for counts in figure.counts.values() for count in counts), default=1)
     names = [(name, f"s{color} line") for color, name in enumerate(figure.counts)]
+    whole = all(count == int(count) for counts in figure.counts.values() for count in counts)
     axes = _Axes(
-        (edges[0], edges[-1]), (0, highest or 1), figure.x_label, figure.y_label, names if len(names) > 1 else []
+        (edges[0], edges[-1]),
+        (0, highest or 1),
+        figure.x_label,
+        figure.y_label,
+        names if len(names) > 1 else [],
+        whole_y=whole,
     )
     parts = axes.frame()
     bottom = axes.y(0)
