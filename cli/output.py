@@ -25,7 +25,10 @@ TERMINATED = 143
 SKIPPED_SHOWN = 5
 _KEPT = dict.fromkeys(
     ("build", "train", "predict", "evaluate", "import", "demo"), "; vectors already stored are kept"
-) | {"forget": "; a forget that has begun is finished by: cachestore forget --resume"}
+) | {
+    "forget": "; a forget that has begun is finished by: cachestore forget --resume",
+    "sweep": "; trials that are finished are kept: start it again with the same --output",
+}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a file's name may hold, and a terminal obeys
 
 

@@ -18,7 +18,7 @@ from trainer.metrics import COMBINED
 from trainer.overrides import apply_override
 from trainer.schema import Config
 from trainer.schema.hyperopt import SPACES, Grid, Hyperopt
-from trainer.schema.preparation import KFoldSplit, RandomSplit
+from trainer.schema.preparation import GroupSplit, KFoldSplit, RandomSplit, StratifySplit
 from trainer.sweep.space import grid, points
 
 SECTION: Final = "hyperopt"
@@ -243,14 +243,7 @@ def _with_split(config: Config, folds: int | None, fold: int | None, pin: int | 
     """The config with the split of a trial. ``pin``: its seed, so that trials of other seeds have the same rows."""
     split = config.preprocessing.split
     if folds is not None and fold is not None:
-        column, group = getattr(split, "column", None), getattr(split, "group", None)
-        kind = getattr(split, "type", "random")
-        split = KFoldSplit(
-            folds=folds,
-            fold=fold,
-            column=column if kind in ("stratify", "kfold") else None,
-            group=column if kind == "group" else group,
-        )
+        split = _fold(split, folds, fold)
     elif split is None and not files:
         split = RandomSplit()
     if pin is not None and split is not None and getattr(split, "seed", 0) is None:
@@ -258,6 +251,18 @@ def _with_split(config: Config, folds: int | None, fold: int | None, pin: int | 
     if split is config.preprocessing.split:
         return config
     return config.model_copy(update={"preprocessing": config.preprocessing.model_copy(update={"split": split})})
+
+
+def _fold(split: Any, folds: int, fold: int) -> KFoldSplit:
+    """One of ``folds``, by the column or the groups that the config's own split goes by."""
+    match split:
+        case KFoldSplit():
+            return split.model_copy(update={"folds": folds, "fold": fold})
+        case StratifySplit():
+            return KFoldSplit(folds=folds, fold=fold, column=split.column, seed=split.seed)
+        case GroupSplit():
+            return KFoldSplit(folds=folds, fold=fold, group=split.column, seed=split.seed)
+    return KFoldSplit(folds=folds, fold=fold, seed=getattr(split, "seed", None))
 
 
 def _report(source: Any, found: Sequence[str]) -> str:

@@ -68,6 +68,8 @@ def fit_together(
     orders = {member.settings.seed: torch.Generator().manual_seed(member.settings.seed) for member in members}
     draws = Draws([_seeded(each.member) for each in running], [_drawn_by(each.member) for each in running])
     stack = Stack([member.model for member in members], draws)
+    if not stack.alike(train):
+        raise Unstackable("stacked, they give other scores than one by one")
     flop = (
         6 * min(settings.batch_size, train.rows) * sum(p.numel() for each in members for p in each.optimizer.parameters)
     )
