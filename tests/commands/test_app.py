@@ -21,7 +21,21 @@ from tests.commands.conftest import Command
 BUILD = ("--column", "text", "--encoder", "hashing")
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMANDS = (
-    *("build", "train", "predict", "evaluate", "report", "compare", "ls", "log", "diff", "tag", "explain", "stats"),
+    *(
+        "build",
+        "train",
+        "sweep",
+        "predict",
+        "evaluate",
+        "report",
+        "compare",
+        "ls",
+        "log",
+        "diff",
+        "tag",
+        "explain",
+        "stats",
+    ),
     *("verify", "repair", "gc", "forget", "export", "import", "demo"),
 )
 
