@@ -399,7 +399,6 @@ def test_typos_of_trainable_are_seen() -> None:
     [
         ({"backend": "ray"}, "backend.type"),
         ({"backend": {"type": "local", "cache_dir": "/tmp"}}, "backend.cache_dir"),
-        ({"hyperopt": {}}, "hyperopt"),
         ({"combiner": {"type": "tabnet"}}, "combiner.type"),
         ({"combiner": {"batch_ensemble": True}}, "combiner.batch_ensemble"),
         ({"trainer": {"compile": True}}, "trainer.compile"),
