@@ -59,8 +59,6 @@ def test_sets_and_vectors_train_evaluate_and_predict(tmp_path: Path, store: Stor
     assert np.mean(right) == pytest.approx(found.metrics["tags"]["accuracy"])
     assert predicted["tags_probabilities_color"].dtype == np.float32
     assert predicted["place_predictions"].shape == (200, 2)
-    empty = predict(run, {"text": []}, store)
-    assert empty["place_predictions"].shape == (0, 2)
 
 
 def test_predicted_sets_and_vectors_are_json_in_a_csv(tmp_path: Path, data: dict[str, list[Any]]) -> None:
