@@ -189,7 +189,7 @@ def _plateau(scheduler: Scheduler, model: Model, field: str) -> Plateau | None:
 
 
 def _hidden(config: Config) -> bool:
-    return bool(config.combiner.layers()) or any(output.decoder.layers() for output in config.output_features)
+    return not config.combiner.linear or any(output.decoder.layers() for output in config.output_features)
 
 
 def _magnitude(model: Model, train: Batches) -> float:

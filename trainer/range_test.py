@@ -19,6 +19,7 @@ _LOWEST: Final = 1e-6
 _HIGHEST: Final = 10.0
 _STEPS: Final = 100
 _SMOOTHING: Final = 0.9
+_WINDOW: Final = 10  # steps: the loss of one batch is mostly noise
 _LOST: Final = 4.0  # times the least loss: training has diverged
 
 
@@ -26,8 +27,8 @@ def range_test(model: Model, train: Batches, optimizer: Optimizer, settings: Fit
     """The learning rate for ``model``, whose weights are put back after it (Smith 2017); ``optimizer`` is used up.
 
     Over 100 batches the rate rises from 1e-6 to 10, evenly by its logarithm, until the loss is four times its least. The
-    rate is a tenth of the one with the least smoothed loss: beyond that one training is no longer stable. Depends on
-    the seed of ``settings`` alone. Raises ConfigError when no rate makes the loss fall.
+    rate is a third of the one in the middle of the ten steps over which the smoothed loss falls most. Depends on the seed
+    of ``settings`` alone. Raises ConfigError when no rate makes the loss fall.
     """
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with seeded(settings.seed):
@@ -36,10 +37,11 @@ def range_test(model: Model, train: Batches, optimizer: Optimizer, settings: Fit
         finally:
             model.load_state_dict(before)
             model.zero_grad()
-    best, least = min(found, key=lambda pair: pair[1])
-    if least >= found[0][1]:
+    losses = [loss for _, loss in found]
+    falls = [before - after for before, after in zip(losses, losses[_WINDOW:], strict=False)]
+    if not falls or max(falls) <= 0:
         raise ConfigError("trainer.learning_rate: range_test found no rate at which the loss falls; set a number")
-    return float(f"{best / 10:.2g}")
+    return float(f"{found[falls.index(max(falls)) + _WINDOW // 2][0] / 3:.2g}")
 
 
 def _losses(model: Model, train: Batches, optimizer: Optimizer, settings: FitSettings) -> Iterator[tuple[float, float]]:
