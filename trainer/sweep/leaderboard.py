@@ -116,9 +116,14 @@ def check(settings: Hyperopt, field: str, metrics: Sequence[str], split: str, ba
 
 
 def plot(board: Leaderboard, results: Sequence[Result]) -> str:
-    """An SVG of the candidates, best on top: every trial a dot, the mean a bar's end, the values as its label."""
+    """An SVG of the candidates, best on top: every trial a dot, the mean a mark, what varies its label."""
     shown = [standing for standing in board.standings if standing.rank is not None][:50]
     value_of = {result.number: _value(result, board.field, board.metric, board.split) for result in results}
+    given: dict[str, set[str]] = {}
+    for standing in shown:
+        for path, value in standing.values.items():
+            given.setdefault(path, set()).add(short(value))
+    varied = [path for path, values in given.items() if len(values) > 1]
     numbers = [value_of[number] for standing in shown for number in standing.trials]
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     margin = (high - low or abs(high) or 1.0) * 0.06
@@ -133,8 +138,8 @@ def plot(board: Leaderboard, results: Sequence[Result]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 30} {height}" '
         'font-family="system-ui, sans-serif" font-size="12">',
-        "<style>text{fill:#222}.soft{fill:#667}.axis{stroke:#ccd}.bar{fill:#9db8e8}.dot{fill:#1d4ed8}"
-        "@media(prefers-color-scheme:dark){text{fill:#eee}.soft{fill:#99a}.axis{stroke:#445}.bar{fill:#2d4a80}.dot{fill:#93b4ff}}"
+        "<style>text{fill:#222}.soft{fill:#667}.axis{stroke:#ccd}.range{fill:#c3d3f2}.mean{fill:#222}.dot{fill:#1d4ed8}"
+        "@media(prefers-color-scheme:dark){text{fill:#eee}.soft{fill:#99a}.axis{stroke:#445}.range{fill:#2d4a80}.mean{fill:#eee}.dot{fill:#93b4ff}}"
         "</style>",
         f'<text x="16" y="24" font-size="14" font-weight="600">{html.escape(title)}</text>',
     ]
@@ -145,15 +150,19 @@ def plot(board: Leaderboard, results: Sequence[Result]) -> str:
         parts.append(f'<text class="soft" x="{x:.1f}" y="{height - 10}" text-anchor="middle">{value:.4g}</text>')
     for place, standing in enumerate(shown):
         y = top + line * place + 8
-        name = ", ".join(f"{path.rpartition('.')[2]}={short(value)}" for path, value in standing.values.items())
-        label = name if len(name) <= 54 else name[:53] + "…"
+        name = ", ".join(
+            f"{path.rpartition('.')[2]}={short(standing.values[path])}" for path in varied if path in standing.values
+        )
+        label = name if len(name) <= 50 else name[:49] + "…"
         parts.append(
             f'<text x="{left - 10}" y="{y + 4}" text-anchor="end"><title>{html.escape(name)}</title>'
             f"{html.escape(label or 'as configured')}</text>"
         )
+        ends, mean = (across(standing.lowest), across(standing.highest)), across(standing.mean)
         parts.append(
-            f'<rect class="bar" x="{left}" y="{y - 6}" width="{across(standing.mean) - left:.1f}" height="12" rx="2"/>'
+            f'<rect class="range" x="{ends[0]:.1f}" y="{y - 4}" width="{ends[1] - ends[0]:.1f}" height="8" rx="4"/>'
         )
+        parts.append(f'<rect class="mean" x="{mean - 1.5:.1f}" y="{y - 8}" width="3" height="16"/>')
         parts += [
             f'<circle class="dot" cx="{across(value_of[number]):.1f}" cy="{y}" r="3"><title>trial {number:03}: '
             f"{value_of[number]:.6g}</title></circle>"
