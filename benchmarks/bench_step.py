@@ -20,10 +20,10 @@ from trainer.combiners import ConcatCombiner
 from trainer.decoders import CategoryClassifier, SoftmaxCrossEntropy
 from trainer.loop import FitSettings, fit
 from trainer.model import Model
-from trainer.optim import Adam
+from trainer.optim import Adam, Clipping
 
 DIM, CLASSES, BATCH, RATE = 384, 77, 128, 0.01
-WANTED = 0.8
+WANTED = 0.9
 
 
 def by_hand(vectors: Tensor, targets: Tensor, epochs: int) -> nn.Module:
@@ -42,7 +42,7 @@ def by_hand(vectors: Tensor, targets: Tensor, epochs: int) -> nn.Module:
 
 
 def ours(vectors: Tensor, targets: Tensor, epochs: int) -> nn.Module:
-    """The loop of a run, metrics of every epoch included."""
+    """The loop of a run, metrics of every epoch and the default clipping included."""
     torch.manual_seed(0)
     combiner = ConcatCombiner().build({"text": DIM})
     classes = [str(number) for number in range(CLASSES)]
@@ -53,7 +53,7 @@ def ours(vectors: Tensor, targets: Tensor, epochs: int) -> nn.Module:
         CachedBatches({"text": vectors}, {"kind": targets}),
         None,
         optimizer=Adam(model.parameters(), weight_decay=0.01, decoupled=True),
-        settings=FitSettings(epochs, BATCH, RATE, "kind", "accuracy"),
+        settings=FitSettings(epochs, BATCH, RATE, "kind", "accuracy", clipping=Clipping(global_norm=0.5)),
         on_epoch=lambda _: None,
     )
     return model
