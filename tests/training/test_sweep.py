@@ -14,7 +14,7 @@ import yaml
 
 from cachestore.errors import ConfigError, UsageError
 from cachestore.store import Store, open_store
-from tests.training.test_run import config, messages, write
+from tests.training.test_run import config, everything, messages, write
 from trainer import train
 from trainer.events import Event, Notice
 from trainer.schema.hyperopt import Hyperopt
@@ -187,6 +187,25 @@ def test_a_trials_config_gives_its_curve_alone(tmp_path: Path, store: Store, dat
         for (epoch, split, loss), (theirs, other, expected) in zip(losses(folder), losses(run.path), strict=True):
             assert (epoch, split) == (theirs, other)
             assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_inputs_and_outputs_of_several_types_train_together(tmp_path: Path, store: Store) -> None:
+    rows = [{**row, "free": "1" if row["plan"] == "free" else "0"} for row in messages(90)]
+    for row in rows[::7]:
+        row["text"] = ""
+    data = write(tmp_path / "gaps.csv", rows)
+    mixed = everything()
+    mixed["trainer"] |= {"epochs": 3}
+    grids = ["trainer.learning_rate=0.01,0.05", "random_seed=1,2"]
+    found = [
+        sweep(mixed, data, store, grids=grids, output=tmp_path / f"together-{together}", together=together).results
+        for together in (True, False)
+    ]
+    assert {result.together for result in found[0]} == {4}
+    for ours, theirs in zip(*found, strict=True):
+        for split, outputs in theirs.metrics.items():
+            for name, metrics in outputs.items():
+                assert ours.metrics[split][name]["loss"] == pytest.approx(metrics["loss"], rel=1e-4)
 
 
 def test_folds_are_ranked_on_the_parts_held_out(tmp_path: Path, store: Store, data: Path) -> None:
