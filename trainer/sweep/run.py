@@ -224,7 +224,6 @@ class _Work:
     def _stack(
         self, trials: Sequence[Trial], members: Sequence[Member], batches: Mapping[str, Batches], data: str
     ) -> None:
-        self.clock.say(f"{len(trials)} trials train together: {_numbers(trials)}.")
         lines: list[list[dict[str, Any]]] = [[] for _ in trials]
 
         def on_epoch(at: int, epoch: EpochDone) -> None:
@@ -238,7 +237,14 @@ class _Work:
             else:
                 self._end(trials[at], self._done(trials[at], members[at], done, batches, data, len(trials)), lines[at])
 
-        fit_together(members, batches["train"], batches.get("validation"), on_epoch=on_epoch, on_end=on_end)
+        fit_together(
+            members,
+            batches["train"],
+            batches.get("validation"),
+            on_start=lambda: self.clock.say(f"{len(trials)} trials train together: {_numbers(trials)}."),
+            on_epoch=on_epoch,
+            on_end=on_end,
+        )
 
     def _done(
         self,

@@ -50,11 +50,12 @@ def fit_together(
     *,
     on_epoch: Callable[[int, EpochDone], None],
     on_end: Callable[[int, FitResult | CachestoreError], None],
+    on_start: Callable[[], None] = lambda: None,
 ) -> None:
     """Train all, as ``loop.fit`` trains each: with its own seed, order, dropout, rates, optimizer and early stop.
 
-    Both functions are told the place of the trial in ``members``; ``on_end`` when it leaves the stack: then its model holds
-    the weights of its best epoch, or it failed as it would alone. Raises Unstackable.
+    ``on_start`` is called once they are stacked. The others are told the place of the trial in ``members``; ``on_end`` when it
+    leaves the stack: then its model holds the weights of its best epoch, or it failed as it would alone. Raises Unstackable.
     """
     began = time.perf_counter()
     settings = members[0].settings
@@ -70,6 +71,7 @@ def fit_together(
     stack = Stack([member.model for member in members], draws)
     if not stack.alike(train):
         raise Unstackable("stacked, they give other scores than one by one")
+    on_start()
     flop = (
         6 * min(settings.batch_size, train.rows) * sum(p.numel() for each in members for p in each.optimizer.parameters)
     )
