@@ -24,10 +24,38 @@ NAMES = {
     "cli": set(),
 }
 EVERYWHERE = {"--store", "--json", "--quiet", "-q", "--help"}
-WITHOUT_STORE = {"compare", "init", "schema"}
+WITHOUT_STORE = {"compare", "report", "init", "schema"}
 OPTIONS = {
     "build": {"DATA", "--config", "-c", "--column", "--encoder", "--name", "--dry-run"},
-    "train": {"DATA", "--config", "-c", "--validation", "--test", "--output", "-o", "--set", "--resume"},
+    "train": {
+        "DATA",
+        "--config",
+        "-c",
+        "--validation",
+        "--test",
+        "--output",
+        "-o",
+        "--set",
+        "--resume",
+        "--tensorboard",
+    },
+    "sweep": {
+        *(
+            "DATA",
+            "--config",
+            "-c",
+            "--grid",
+            "--folds",
+            "--seeds",
+            "--validation",
+            "--test",
+            "--output",
+            "-o",
+            "--set",
+        ),
+    },
+    "report": {"RUN", "DATA", "--plots", "--tensorboard"},
+    "compare": {"RUN…", "--split", "--html"},
     "predict": {"RUN", "DATA", "--output", "-o"},
     "evaluate": {"RUN", "DATA"},
     "ls": {"--runs"},

@@ -114,7 +114,7 @@ def _section(name: str, value: Any, found: list[str]) -> Any:
         value = {
             key: faults.with_type(item, inner[key]) if key in inner else item
             for key, item in value.items()
-            if item is not None or key not in (*inner, "learning_rate_scheduler")
+            if item is not None or key not in (*inner, "learning_rate_scheduler", "gradient_clipping")
         }
     section, faulty = faults.validated(_SECTIONS[name], value, name)
     found.extend(f"{faults.joined((name, *fault.path))}: {fault.why}" for fault in faulty)

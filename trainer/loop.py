@@ -25,7 +25,7 @@ from trainer.tally import Metrics, Tally
 __all__ = ["EpochDone", "FitResult", "FitSettings", "Metrics", "Tally", "evaluate", "fit", "predict", "seeded"]
 
 EVALUATION_ROWS = 1024
-_SHARED_FLOP = 100_000_000  # of one step, forward and backward
+_THREAD_FLOP = 10_000_000  # of one step, forward and backward: what is worth a thread
 
 
 @dataclass(frozen=True)
@@ -330,10 +330,9 @@ def _size(model: Model) -> int:
 
 @contextmanager
 def threads_for(flop: int) -> Iterator[None]:
-    """One CPU thread for steps too small to share, which lose milliseconds whenever another process holds a core."""
+    """As many CPU threads as a step is worth: those of a small one wait for each other longer than they work."""
     threads = torch.get_num_threads()
-    if flop < _SHARED_FLOP:
-        torch.set_num_threads(1)
+    torch.set_num_threads(max(1, min(threads, flop // _THREAD_FLOP)))
     try:
         yield
     finally:

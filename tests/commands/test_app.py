@@ -36,7 +36,7 @@ COMMANDS = (
         "explain",
         "stats",
     ),
-    *("verify", "repair", "gc", "forget", "export", "import", "demo"),
+    *("verify", "repair", "gc", "forget", "export", "import", "init", "schema", "demo"),
 )
 
 
@@ -54,9 +54,9 @@ def test_help_says_what_a_command_does_and_how_it_ends(command: Command, name: s
     assert f"cachestore {name}" in done.out
     assert "Example" in done.out
     assert "Exit codes:" in done.out
-    if name != "repair":  # every command reads a store, and that one mends it
+    if name not in ("repair", "init", "schema"):  # the others read a store or a run, and the first mends it
         assert re.search(r"^ *4 +.*damage", done.out, re.M)
-    storeless = ("report", "compare")  # a run has all that they show
+    storeless = ("report", "compare", "init", "schema")
     for option in (*(("--store",) if name not in storeless else ()), "--json", "--quiet"):
         assert option in done.out
 
