@@ -62,7 +62,7 @@ def _text(found: Comparison) -> str:
             difference = line.against_first(place)
             mark = "*" if place in line.best and len(line.best) < len(line.values) else " "
             told = f" ({difference:+.4f})" if place and difference is not None else ""
-            cells.append("" if value is None else f"{value:.4f}{told}{mark}")
+            cells.append("" if value is None else f"{output.number(value)}{told}{mark}")
         rows.append(cells)
     parts = [
         f"metrics of the {found.split} rows" + _rows(found),

@@ -44,7 +44,7 @@ def command(
     with options.open_store(store, out) as opened, watching(out) as progress:
         evaluation = evaluate(run, data, opened, progress=progress)
     found = summary(evaluation)
-    out.result(found, f"{output.count(evaluation.rows, 'row')}\n{_table(evaluation)}")
+    out.result(found, "\n".join([output.count(evaluation.rows, "row"), _table(evaluation), *_remarks(evaluation)]))
     if output.skipped(evaluation.skipped_cells, evaluation.skipped, data):
         raise typer.Exit(output.SKIPPED_ROWS)
 
@@ -61,6 +61,15 @@ def _table(evaluation: Evaluation) -> str:
                 interval = f"{output.number(estimate.low)} … {output.number(estimate.high)}"
             lines.append((name, metric, output.number(value), interval))
     return output.table(("output", "metric", "value", "95 % interval"), lines, right=("value",))
+
+
+def _remarks(evaluation: Evaluation) -> list[str]:
+    outputs = {} if evaluation.final is None else evaluation.final.outputs
+    return [
+        f"percentage errors of {name} leave out {output.count(result.zero_targets, 'row')} whose value is 0"
+        for name, result in outputs.items()
+        if result.zero_targets
+    ]
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:

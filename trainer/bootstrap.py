@@ -76,8 +76,9 @@ class Bootstrap:
         for name in whole:
             deviations = (torch.cat(parts[name]) - whole[name]) * shrink
             tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64, device=self.device)
-            low, high = deviations.nanquantile(tails).tolist()
-            estimates[name] = Estimate(values[name], values[name] + low, values[name] + high)
+            ends = (values[name] + deviations.nanquantile(tails)).clamp(*metrics.RANGES[name])
+            low, high = ends.tolist()
+            estimates[name] = Estimate(values[name], low, high)
         return estimates
 
     def _weights(self, resamples: int, generator: torch.Generator) -> Tensor:

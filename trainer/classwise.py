@@ -16,15 +16,16 @@ from trainer.bootstrap import Bootstrap
 from trainer.decoders import Classifier, SetDecoder
 
 _KEPT_AT_ONCE = 1 << 25  # probabilities: 128 MiB
-_RANKED_AT_ONCE = 1 << 20  # which takes some 100 bytes each
+_LABELLED_AT_ONCE = 1 << 22  # labels of rows, as float64
+_RANKED_AT_ONCE = 1 << 20  # which takes some 150 bytes each
 
 
 @dataclass(frozen=True)
 class Classwise:
     """The means over classes, and the table of them.
 
-    ``measure`` gives those that have an interval, from weights (resamples, rows) of the rows that are resampled: of roc_auc
-    its linear part, the influence of each row on it (Efron 1982, the infinitesimal jackknife). average_precision has none.
+    ``measure`` gives those of resamples from weights (resamples, rows) of the rows that are resampled; of roc_auc and
+    average_precision the linear part alone, the influence of each row on them (``metrics.Rankings``).
     """
 
     values: Mapping[str, float]
@@ -43,7 +44,7 @@ def classwise(
     rows = batches.rows
     threshold = decoder.threshold if isinstance(decoder, SetDecoder) else 0.0
     best = torch.cat([part.argmax(dim=1) for part in scores()]) if isinstance(decoder, Classifier) else None
-    influence = torch.zeros(rows, dtype=torch.float64, device=batches.device)
+    of_roc_auc, of_average_precision = torch.zeros(2, rows, dtype=torch.float64, device=batches.device)
     table: list[dict[str, Any]] = []
     labels: list[tuple[Tensor, Tensor]] = []  # of a set, of the rows that are resampled
     for start, probabilities in _columns(decoder, rows, scores):
@@ -54,7 +55,8 @@ def classwise(
             said, so = best == places, targets == places
         ranked = metrics.Rankings(probabilities, so)
         there = so.sum(dim=1)
-        influence += ranked.influence[(there > 0) & (there < rows)].sum(dim=0)
+        of_roc_auc += ranked.of_roc_auc[(there > 0) & (there < rows)].sum(dim=0)
+        of_average_precision += ranked.of_average_precision[there > 0].sum(dim=0)
         columns = (there, said.sum(dim=1), (said & so).sum(dim=1), ranked.roc_auc, ranked.average_precision)
         names = decoder.classes[start : start + len(places)]
         table.extend(
@@ -67,21 +69,30 @@ def classwise(
         values["f1_macro"] = _mean(row["f1"] for row in table)
     for row in table:
         row["f1"] = 0.0 if math.isnan(row["f1"]) else row["f1"]
-    defined = sum(not math.isnan(row["roc_auc"]) for row in table)
-    return Classwise(values, table, _measure(resamples.pick(influence / defined) if defined else None, labels))
+    linear: dict[str, Tensor] = {}
+    for name, influence in (("roc_auc", of_roc_auc), ("average_precision", of_average_precision)):
+        if defined := sum(not math.isnan(row[name]) for row in table):
+            linear[name] = resamples.pick(influence / defined)
+    return Classwise(values, table, _measure(linear, labels))
 
 
 def _measure(
-    linear: Tensor | None, labels: Sequence[tuple[Tensor, Tensor]]
+    linear: Mapping[str, Tensor], labels: Sequence[tuple[Tensor, Tensor]]
 ) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    if labels:
-        both = torch.stack([said & so for said, so in labels], dim=1).double()
-        either = torch.stack([said.double() + so.double() for said, so in labels], dim=1)
+    both = [(said & so).to(torch.uint8) for said, so in labels]
+    either = [said.to(torch.uint8) + so for said, so in labels]
 
     def measure(weights: Tensor) -> dict[str, Tensor]:
-        found = {} if linear is None else {"roc_auc": metrics.mean(linear, weights)}
+        found = {name: metrics.mean(influence, weights) for name, influence in linear.items()}
         if labels:
-            found["f1_macro"] = (2 * (weights @ both) / (weights @ either)).nanmean(dim=1)
+            step = max(1, _LABELLED_AT_ONCE // weights.shape[1])
+            parts = [
+                2
+                * (weights @ torch.stack(both[at : at + step], dim=1).double())
+                / (weights @ torch.stack(either[at : at + step], dim=1).double())
+                for at in range(0, len(labels), step)
+            ]
+            found["f1_macro"] = torch.cat(parts, dim=1).nanmean(dim=1)
         return found
 
     return measure

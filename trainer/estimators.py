@@ -101,7 +101,8 @@ class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             target += "_"
         validated = round(count * self.validation_fraction) >= 1
         share = self.validation_fraction if validated else 0.0
-        chosen = {"column": target} if split == "stratify" and share else {}
+        split = split if share else "random"
+        chosen = {"column": target} if split == "stratify" else {}
         config = {
             "input_features": inputs,
             "output_features": [_merged({**output, "name": target}, self.output or {})],
@@ -113,9 +114,7 @@ class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
                 "batch_size": self.batch_size,
                 "validation_metric": "loss",  # of few rows, the accuracy hardly moves
             },
-            "preprocessing": {
-                "split": {"type": split if share else "random", "probabilities": [1 - share, share, 0.0], **chosen}
-            },
+            "preprocessing": {"split": {"type": split, "probabilities": [1 - share, share, 0.0], **chosen}},
             "random_seed": self.random_state,
         }
         used = {feature["name"] for feature in inputs}
@@ -186,7 +185,9 @@ class CachedClassifier(ClassifierMixin, _CachedEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__} needs samples of at least 2 classes; y has 1 class")
         output: dict[str, Any] = {"type": "category", "top_k": min(3, len(self.classes_))}
-        return self._fit(X, [str(code) for code in codes.tolist()], output, "stratify")
+        counts = np.bincount(codes)
+        shared = round(int(counts[counts > 1].sum()) * self.validation_fraction)  # a class of one row has none to spare
+        return self._fit(X, [str(code) for code in codes.tolist()], output, "stratify" if shared else "random")
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The class of every row (rows,)."""

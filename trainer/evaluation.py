@@ -13,7 +13,7 @@ from trainer import bootstrap, loop, metrics
 from trainer.batches import Batches
 from trainer.bootstrap import Bootstrap, Estimate
 from trainer.classwise import Classwise, classwise
-from trainer.decoders import BinaryDecoder, Classifier, Decoder, SetDecoder
+from trainer.decoders import BinaryDecoder, Classifier, Decoder, NumberDecoder, SetDecoder
 from trainer.decoders.category import CLASSWISE
 from trainer.decoders.sets import LABELWISE
 from trainer.metrics import COMBINED
@@ -32,6 +32,7 @@ class OutputResult:
     ``classes``: of each class or label {class, rows, predicted, precision, recall, f1, roc_auc, average_precision}.
     ``calibration``: of each bin of confidence with rows in it {low, high, rows, confidence, accuracy}; for a binary output,
     of the probability of true, where accuracy is the share of true rows.
+    ``zero_targets``: of a number, the rows whose target is 0, which percentage errors leave out.
     """
 
     type: str
@@ -41,6 +42,7 @@ class OutputResult:
     calibration: Sequence[Mapping[str, Any]] = ()
     temperature: float | None = None
     threshold: float | None = None
+    zero_targets: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; NaN is among them."""
@@ -52,6 +54,7 @@ class OutputResult:
             "calibration": list(self.calibration),
             "temperature": self.temperature,
             "threshold": self.threshold,
+            "zero_targets": self.zero_targets,
         }
 
 
@@ -182,6 +185,8 @@ def _result(
         case SetDecoder():
             threshold = decoder.threshold
             return OutputResult("set", ordered, None, classes, temperature=temperature, threshold=threshold)
+        case NumberDecoder():
+            return OutputResult("number", ordered, zero_targets=int((observed["target"] == 0).sum().item()))
     return OutputResult(decoder.kind, ordered)
 
 

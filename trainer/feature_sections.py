@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-from cachestore.encoders import image_settings, template_of
-from cachestore.encoders.image_settings import ImageSettings, TorchvisionSettings
+from cachestore.encoders import template_of
+from cachestore.encoders.image_settings import TorchvisionSettings
 from cachestore.encoders.spec import TYPES as ENCODER_TYPES
 from cachestore.encoders.spec import HashingSettings, parse_settings
 from cachestore.errors import ConfigError, nearest
@@ -15,7 +15,7 @@ from cachestore.sources import fields
 from cachestore.yaml_source import shown
 from trainer import faults
 from trainer.faults import Fault
-from trainer.schema.inputs import InputFeature, StoredInput
+from trainer.schema.inputs import ImageEncoder, InputFeature, StoredInput, TextEncoder
 from trainer.schema.outputs import OutputFeature
 
 Side: TypeAlias = Literal["input_features", "output_features"]
@@ -28,10 +28,9 @@ SHARED: Final[Mapping[Side, tuple[str, ...]]] = {  # the sections that `defaults
 _IDENTITY: Final = ("name", "type", "column")
 _NAMES_ITS_FEATURE: Final = (("trainable",), ("adapter",))  # even where defaults say it
 _TYPE: Final = ("encoder", "type")
-_IMAGE_TYPES: Final = image_settings.TYPES
 _STORED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {  # how a feature's encoder may be written, and its types
-    "text": ("minilm", tuple(kind for kind in ENCODER_TYPES if kind not in _IMAGE_TYPES)),
-    "image": ("resnet", _IMAGE_TYPES),
+    "text": ("minilm", tuple(faults.tags(TextEncoder))),
+    "image": ("resnet", tuple(faults.tags(ImageEncoder))),
 }
 _NO_END_TO_END: Final = "end-to-end training is not in this version: encoders are frozen and their vectors stored"
 
@@ -182,7 +181,7 @@ def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> A
     if isinstance(value, Mapping) and any(fault.path == _TYPE for fault in wrong):
         if near := faults.closest(str(written), types):
             wrong += [fault for fault in _parsed({**value, "type": near}, types)[1] if fault.path != _TYPE]
-    elif parsed is not None and isinstance(parsed, ImageSettings) != (kind == "image"):
+    elif parsed is not None and parsed.type not in types:
         other = "images" if kind == "text" else "text"
         wrong.append(Fault(_TYPE, f"{written!r} is an encoder of {other}; choose one of {', '.join(types)}"))
     faulty += wrong

@@ -79,11 +79,12 @@ def _as_target(column: Column, label: str) -> Column:
 
 
 def _is_split(column: Column) -> bool:
+    """Whether a column says which rows train, and which do not."""
     values = {value.lower() for value, _ in column.counts}
     return (
         column.name.lower() in ("split", "fold", "subset")
         and column.kind != "text"
-        and bool(values)
+        and len(values) > 1
         and values <= _SPLITS
     )
 

@@ -1,4 +1,4 @@
-"""The JSON Schema of a config as users write it: short forms, types left out, and the ``defaults`` section included.
+"""The JSON Schema of a config as users write it: short forms, types left out, the ``defaults`` and ``hyperopt`` sections included.
 
 Made from the classes that read a config, so that a new setting is in it by itself. Ludwig's older forms, which are read too, are not.
 """
@@ -13,6 +13,7 @@ from cachestore.encoders.spec import AnySettings
 from trainer import faults
 from trainer.feature_sections import SHARED, SIDES
 from trainer.schema import Config
+from trainer.schema.hyperopt import Hyperopt
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NULL: Final = {"type": "null"}
@@ -21,9 +22,11 @@ _FROZEN: Final = {"trainable": {"enum": [False, None]}, "adapter": _NULL}  # wha
 
 
 def config_schema() -> dict[str, Any]:
-    """A JSON Schema for editors, of draft 2020-12."""
+    """A JSON Schema for editors, of draft 2020-12, of what ``train`` and ``sweep`` read: the latter alone takes ``hyperopt``."""
     schema = Config.model_json_schema()
+    sweep = Hyperopt.model_json_schema()
     definitions = schema["$defs"]
+    definitions |= {**sweep.pop("$defs"), Hyperopt.__name__: sweep}
     for settings in faults.classes(AnySettings):
         if settings.__name__ in definitions:
             definitions[settings.__name__]["properties"].update(copy.deepcopy(_FROZEN))
@@ -39,6 +42,14 @@ def config_schema() -> dict[str, Any]:
             definition = definitions[_name(member)]
             definition["required"] = ["name"]  # defaults may give the rest
     schema["properties"]["defaults"] = _defaults(definitions)
+    spaces = [_typed(member, "space") for member in _members(sweep["properties"]["parameters"]["additionalProperties"])]
+    sweep["properties"]["parameters"] = {
+        "anyOf": [
+            {"type": "object", "additionalProperties": {"anyOf": [{"type": "array", "minItems": 1}, *spaces]}},
+            _NULL,
+        ]
+    }
+    schema["properties"]["hyperopt"] = {"anyOf": [{"$ref": f"#/$defs/{Hyperopt.__name__}"}, _NULL]}
     return {"$schema": _DIALECT, "title": "A config of cachestore", **schema}
 
 
@@ -114,6 +125,6 @@ def _references(member: Mapping[str, Any]) -> Iterator[str]:
         yield from _references(part)
 
 
-def _typed(member: Mapping[str, Any]) -> dict[str, Any]:
+def _typed(member: Mapping[str, Any], key: str = "type") -> dict[str, Any]:
     """An option that is only meant when its type is written."""
-    return {"allOf": [member, {"required": ["type"]}]}
+    return {"allOf": [member, {"required": [key]}]}

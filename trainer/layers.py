@@ -1,4 +1,4 @@
-"""The one building block combiners and decoders share: a stack of fully connected layers."""
+"""The one building block that encoders of vectors, combiners and decoders share: a stack of fully connected layers."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ class FcLayerSettings(Frozen):
         return FcLayer(**{**around.model_dump(), **self.model_dump(exclude_none=True)})
 
 
+def stack_of(around: FcLayer, count: int, written: Sequence[FcLayerSettings] | None) -> tuple[FcLayer, ...]:
+    """The layers ``written``, what they leave out taken from ``around``; ``count`` layers like that where none are."""
+    return (around,) * count if written is None else tuple(layer.resolve(around) for layer in written)
+
+
 class FcSettings(Frozen):
     """The fully connected stack of a combiner; ``fc_layers`` wins over ``num_fc_layers`` equal layers of ``output_size``."""
 
@@ -71,9 +76,7 @@ class FcSettings(Frozen):
             norm=self.norm,
             use_bias=self.use_bias,
         )
-        if self.fc_layers is None:
-            return (around,) * self.num_fc_layers
-        return tuple(layer.resolve(around) for layer in self.fc_layers)
+        return stack_of(around, self.num_fc_layers, self.fc_layers)
 
 
 class DecoderLayers(Frozen):
@@ -97,9 +100,7 @@ class DecoderLayers(Frozen):
             norm=self.fc_norm,
             use_bias=self.fc_use_bias,
         )
-        if self.fc_layers is None:
-            return (around,) * self.num_fc_layers
-        return tuple(layer.resolve(around) for layer in self.fc_layers)
+        return stack_of(around, self.num_fc_layers, self.fc_layers)
 
 
 class Dropout(nn.Module):

@@ -151,20 +151,22 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         ("lowercase", "most_common", "vocab", "prompt", "fallback_label", "outlier_strategy", "outlier_threshold"),
         _LATER,
     ),
-    "output_features.decoder": dict.fromkeys(
-        (
-            "bias_initializer",
-            "clip",
-            "fc_bias_initializer",
-            "fc_norm_params",
-            "fc_weights_initializer",
-            "input_size",
-            "mc_dropout_samples",
-            "num_classes",
-            "weights_initializer",
+    "output_features.decoder": {
+        "clip": "stands at the output feature",
+        **dict.fromkeys(
+            (
+                "bias_initializer",
+                "fc_bias_initializer",
+                "fc_norm_params",
+                "fc_weights_initializer",
+                "input_size",
+                "mc_dropout_samples",
+                "num_classes",
+                "weights_initializer",
+            ),
+            _LATER,
         ),
-        _LATER,
-    ),
+    },
     "output_features.loss": {
         **dict.fromkeys(("class_similarities", "class_similarities_temperature"), _LATER),
         "robust_lambda": "only rescales the loss, which moves no optimum; leave it out, and for noisy labels use "

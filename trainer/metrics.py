@@ -57,8 +57,16 @@ ALIASES: Final[dict[str, str]] = {  # other spellings, Ludwig's among them
     "balanced_accuracy_score": "balanced_accuracy",
     "brier_score": "brier",
 }
+RANGES: Final[dict[str, tuple[float, float]]] = {  # of a metric's values, where they have ends: no interval goes beyond
+    **{name: (0.0, 1.0) if direction == "max" else (0.0, math.inf) for name, direction in DIRECTIONS.items()},
+    **dict.fromkeys(("mcc", "cosine_similarity"), (-1.0, 1.0)),
+    "ece": (0.0, 1.0),
+    "brier": (0.0, 2.0),  # of more than two classes
+    "r2": (-math.inf, 1.0),
+    "loss": (-math.inf, math.inf),
+}
 BINS: Final = 15
-_TINY: Final = 2.220446049250313e-16  # scikit-learn's: the least absolute target that a percentage error divides by
+_TINY: Final = 2.220446049250313e-16  # no ratio divides by less
 
 
 def better(metric: str, value: float, than: float | None) -> bool:
@@ -76,6 +84,12 @@ def once(rows: int, device: torch.device | None = None) -> Tensor:
 def mean(values: Tensor, weights: Tensor) -> Tensor:
     """The mean of one number a row (rows,)."""
     return (weights @ values.double()) / weights.sum(dim=1)
+
+
+def mean_where_defined(values: Tensor, weights: Tensor) -> Tensor:
+    """The mean of one number a row (rows,), over the rows where it is not NaN."""
+    defined = ~values.isnan()
+    return (weights @ values.double().nan_to_num(0.0)) / (weights @ defined.double())
 
 
 def counts(index: Tensor, size: int, weights: Tensor) -> Tensor:
@@ -187,8 +201,9 @@ class Rankings:
     """Many rankings of the same rows at once, as of each class against the others: scores and truths, (rankings, rows) each.
 
     ``roc_auc`` and ``average_precision`` (rankings,) are those of the functions of these names for rows that count once.
-    ``influence`` (rankings, rows): what each row adds to roc_auc when it counts a little more, its derivative by that row's
-    weight times the number of rows: the placements of DeLong et al. 1988, less the area.
+    ``of_roc_auc`` and ``of_average_precision`` (rankings, rows): what each row adds to them when it counts a little more,
+    their derivative by that row's weight times the number of rows (Efron 1982, the infinitesimal jackknife); for roc_auc
+    the placements of DeLong et al. 1988, less the area.
     """
 
     def __init__(self, scores: Tensor, truths: Tensor) -> None:
@@ -207,18 +222,27 @@ class Rankings:
         below = (first - true_below + last + 1 - true_upto) / 2 / negatives  # false rows, ties counting half
         above = 1 - (true_below + true_upto) / 2 / positives
         area = (below * true).sum(dim=1, keepdim=True) / positives
-        precision = (positives - true_below) / (rows - first)
-        moved = torch.where(true > 0, (below - area) * rows / positives, (above - area) * rows / negatives)
+        of_area = torch.where(true > 0, (below - area) * rows / positives, (above - area) * rows / negatives)
+        said = rows - first  # rows that score as high
+        precision = (positives - true_below) / said
+        average = (precision * true).sum(dim=1, keepdim=True) / positives
+        # a row changes the precision at every true row that scores no higher: by 1 / said if it is true, less precision / said
+        gain, loss = ((true * part / said).cumsum(dim=1).gather(1, last) for part in (1.0, precision))
+        of_average = (true * (precision - average + gain) - loss) * rows / positives
         self.roc_auc = area.squeeze(1)
-        self.average_precision = (precision * true).sum(dim=1) / positives.squeeze(1)
-        self.influence = torch.empty_like(moved).scatter_(1, order, moved)
+        self.average_precision = average.squeeze(1)
+        self.of_roc_auc = torch.empty_like(of_area).scatter_(1, order, of_area)
+        self.of_average_precision = torch.empty_like(of_average).scatter_(1, order, of_average)
 
 
 # numbers and sets
 
 
 def regression(values: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Squared, absolute and relative error, and the share of the targets' variance explained."""
+    """Squared, absolute and relative error, and the share of the targets' variance explained.
+
+    Relative errors are of the rows whose target is not 0: scikit-learn divides by 2e-16 there, and one such row hides all others.
+    """
     wanted = targets.double()
     error = values.double() - wanted
     share = relative(error, wanted)
@@ -230,15 +254,16 @@ def regression(values: Tensor, targets: Tensor, weights: Tensor) -> dict[str, Te
         "mean_squared_error": squared,
         "mean_absolute_error": mean(error.abs(), weights),
         "root_mean_squared_error": squared.sqrt(),
-        "mean_absolute_percentage_error": mean(share.abs(), weights),
-        "root_mean_squared_percentage_error": mean(share.square(), weights).sqrt(),
+        "mean_absolute_percentage_error": mean_where_defined(share.abs(), weights),
+        "root_mean_squared_percentage_error": mean_where_defined(share.square(), weights).sqrt(),
         "r2": torch.where(varied, 1 - squared / spread, math.nan),
     }
 
 
 def relative(error: Tensor, targets: Tensor) -> Tensor:
-    """Error / |target|, of float64 as scikit-learn does it: a target of 0 makes it huge."""
-    return error.double() / targets.double().abs().clamp(min=_TINY)
+    """Error / |target| in float64, of any shape; NaN where the target is 0."""
+    size = targets.double().abs()
+    return torch.where(size > 0, error.double() / size, math.nan)
 
 
 def sets(both: Tensor, predicted: Tensor, actual: Tensor, weights: Tensor) -> dict[str, Tensor]:

@@ -26,7 +26,6 @@ from trainer.features.filling import fill
 from trainer.features.read import Table, read_columns
 from trainer.schema import Config
 from trainer.schema.inputs import StoredInput, TextInput
-from trainer.schema.outputs import CategoryOutput, SetOutput
 from trainer.settled import SettledEncoder
 from trainer.streaming import StoredVectors, StreamedBatches, stored_vectors
 
@@ -157,15 +156,15 @@ def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str
 def fit(config: Config, table: Table, train: NDArray[np.bool_], where: str) -> dict[str, Fitted]:
     """The state of every feature but the texts, learnt from the rows that ``train`` marks.
 
-    The classes of a category or set output are those of all rows not skipped: a rare one that the split keeps from training is no fault.
+    The classes of a category or set output are those of all rows not skipped: a rare one that the split keeps from training
+    is no fault. Their order and what fills a missing one follow from the training rows alone.
     """
     states: dict[str, Fitted] = {}
     for feature in config.input_features:
         if not isinstance(feature, StoredInput):
             states[feature.name] = features.fit_input(feature, table.columns[feature.column], train, where)
     for output in config.output_features:
-        learnt = table.usable if isinstance(output, CategoryOutput | SetOutput) else train
-        states[output.name] = features.fit_output(output, table.columns[output.column], learnt, where)
+        states[output.name] = features.fit_output(output, table.columns[output.column], train, where, table.usable)
     return states
 
 

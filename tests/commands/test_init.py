@@ -136,6 +136,14 @@ def test_a_file_that_is_there_is_kept(command: Command, data: Path, tmp_path: Pa
     assert (tmp_path / "config.yaml").read_text(encoding="utf-8") == "mine"
 
 
+def test_a_split_column_of_one_word_splits_nothing(command: Command, tmp_path: Path) -> None:
+    rows = [{"x": n * 7 % 11 + 0.5, "split": "train", "y": ("a", "b")[n % 2]} for n in range(40)]
+    pd.DataFrame(rows).to_csv(tmp_path / "d.csv", index=False)
+    config = yaml.safe_load(command("init", tmp_path / "d.csv", "--target", "y").out)
+    assert config["preprocessing"]["split"]["type"] == "stratify"
+    assert types(config, "input_features") == {"x": "number"}
+
+
 def test_odd_names_are_quoted(command: Command, tmp_path: Path) -> None:
     names = ["yes", "a: b", "# c", "- d", "{e}, f", "line\nbreak", "1e3", "combined"]
     rows = [{name: (n * (place + 3)) % 11 + 0.5 for place, name in enumerate(names)} for n in range(40)]

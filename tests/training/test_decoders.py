@@ -185,6 +185,26 @@ def test_percentage_errors_are_of_the_columns_own_units() -> None:
     assert decoder.loss(torch.tensor([1.0]), torch.tensor([0.0])).item() == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("loss", [MeanAbsolutePercentageError(), RootMeanSquaredPercentageError()])
+@pytest.mark.parametrize("shift", [0.0, 17.7])
+def test_a_target_of_zero_is_in_no_percentage_error(loss: NumberLoss, shift: float) -> None:
+    restore = (lambda values: values * 41.3 + shift) if shift else None
+    decoder = NumberRegressor().build(2, loss, restore)
+    wanted = torch.tensor([0.0, 50.0, 0.0, 80.0, 20.0])
+    targets = (wanted - shift) / 41.3 if shift else wanted
+    scores = torch.zeros(5, requires_grad=True)
+    parts = [(scores[:2], targets[:2]), (scores[2:3], targets[2:3]), (scores[3:], targets[3:])]
+    losses = torch.stack([decoder.loss(*part) for part in parts])
+    losses.sum().backward()
+    assert scores.grad is not None
+    assert (scores.grad != 0).tolist() == [False, True, False, True, True]
+    weights = torch.stack([torch.as_tensor(decoder.loss_weight(targets)) for _, targets in parts])
+    share = ((shift - wanted[wanted > 0]) / wanted[wanted > 0]).abs()
+    mean = share.mean() if isinstance(loss, MeanAbsolutePercentageError) else share.square().mean().sqrt()
+    assert weights.tolist() == [1, 0, 2]
+    assert decoder.joined_loss(losses.detach().double(), weights.double()) == pytest.approx(mean.item(), rel=1e-5)
+
+
 def test_the_root_of_the_mean_square_over_a_split_does_not_depend_on_its_batches() -> None:
     decoder = NumberRegressor().build(2, RootMeanSquaredError(), None)
     values, targets = torch.randn(10), torch.randn(10)

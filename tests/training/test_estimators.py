@@ -58,6 +58,12 @@ def test_a_classifier_learns_texts(place: Path) -> None:
         assert model.predict(form).tolist() == model.predict(X).tolist()
 
 
+def test_classes_of_one_row_each_need_not_be_in_both_parts(place: Path) -> None:
+    X, labels = texts(10)[0], [0, 0, 1, 1, *range(2, 8)]
+    model = classifier(place).fit(X, labels)
+    assert model.predict_proba(X).shape == (10, 8)
+
+
 def test_labels_of_any_type_come_back_as_they_are(place: Path) -> None:
     X, y = texts()
     numbers = np.array([{"money": 30, "access": 7, "post": 5}[label] for label in y])

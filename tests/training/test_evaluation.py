@@ -21,6 +21,7 @@ from trainer.decoders import (
     CategoryClassifier,
     Decoder,
     MeanSquaredError,
+    NumberRegressor,
     SetClassifier,
     SigmoidCrossEntropy,
     SoftmaxCrossEntropy,
@@ -68,8 +69,10 @@ def test_a_final_evaluation_has_every_metric_of_every_output_and_agrees_with_the
         for name, output in found.outputs.items():
             assert tuple(output.metrics) == model.decoder(name).metric_names
             for metric, estimate in output.metrics.items():
-                if metric in ("loss", "average_precision") and math.isnan(estimate.low):
+                if metric == "loss":  # alone has no interval
                     continue
+                least, most = metrics.RANGES[metric]
+                assert least <= estimate.low <= estimate.high <= most
                 assert estimate.low <= estimate.value <= estimate.high or metric == "ece"  # which resampling raises
         assert json.dumps(plain(found.to_json()), allow_nan=False)
 
@@ -150,18 +153,36 @@ def test_the_interval_of_a_mean_is_that_of_its_standard_error(
     assert found.high == pytest.approx(value + 1.96 * error, abs=0.35 * error)
 
 
-def test_the_interval_of_one_vs_rest_roc_auc_is_that_of_resampled_rows() -> None:
+@pytest.mark.parametrize("metric", ["roc_auc", "average_precision"])
+@pytest.mark.parametrize("name", ["kind", "tags"])
+def test_the_interval_of_a_ranking_of_each_class_is_that_of_resampled_rows(name: str, metric: str) -> None:
     model, batches = kinds_and_tags(300)
-    found = final(model, batches).outputs["kind"].metrics["roc_auc"]
-    decoder = model.decoder("kind")
-    logits = torch.cat([output.scores["kind"] for _, output in loop.outputs(model, batches, None, False)])
-    observed = decoder.observe(logits, batches.targets["kind"], ["roc_auc"])
+    found = final(model, batches).outputs[name].metrics[metric]
+    decoder = model.decoder(name)
+    logits = torch.cat([output.scores[name] for _, output in loop.outputs(model, batches, None, False)])
+    observed = decoder.observe(logits, batches.targets[name], [metric])
     resamples = Bootstrap(300, 1, torch.device("cpu"))
-    whole = resamples.around({"roc_auc": found.value}, lambda weights: decoder.measure(observed, ["roc_auc"], weights))[
-        "roc_auc"
-    ]
-    assert found.low == pytest.approx(whole.low, abs=0.01)
-    assert found.high == pytest.approx(whole.high, abs=0.01)
+    whole = resamples.around({metric: found.value}, lambda weights: decoder.measure(observed, [metric], weights))
+    # resampling repeats rows, which raises average precision: as wide, but not as high
+    assert found.high - found.low == pytest.approx(whole[metric].high - whole[metric].low, rel=0.15)
+    if metric == "roc_auc":
+        assert found.low == pytest.approx(whole[metric].low, abs=0.01)
+
+
+def test_no_interval_goes_beyond_what_a_metric_can_be() -> None:
+    right = torch.ones(1000, dtype=torch.bool)
+    right[0] = False
+    resamples = Bootstrap(1000, 0, torch.device("cpu"))
+    found = resamples.around({"accuracy": 1.0}, lambda weights: {"accuracy": metrics.mean(right, weights)})
+    assert found["accuracy"].high == 1.0
+
+
+def test_rows_whose_number_is_zero_are_counted() -> None:
+    decoder = NumberRegressor().build(DIM, MeanSquaredError(), None)
+    batches = CachedBatches({"text": torch.randn(6, DIM)}, {"cost": torch.tensor([0.0, 1.0, 0.0, 2.0, 3.0, 4.0])})
+    found = final(model_of({"cost": decoder}), batches).outputs["cost"]
+    assert found.zero_targets == found.to_json()["zero_targets"] == 2
+    assert found.metrics["mean_absolute_percentage_error"].value < 1e3
 
 
 def test_intervals_depend_on_the_seed_alone() -> None:

@@ -366,6 +366,16 @@ def test_a_constant_class_for_missing_targets() -> None:
     assert "the class 'other' is in no row of the training data" in refused(feature, ["a", "b", None], [0, 1])
 
 
+def test_a_class_that_no_training_row_has_is_behind_the_others_and_fills_nothing() -> None:
+    filled = CategoryTargetPreprocessing(missing_value_strategy="fill_with_mode")
+    column = pa.array(["a", "b", "b", "z", "z", "z", None])
+    state = features.fit_output(
+        CategoryOutput(name="y", preprocessing=filled), column, marked(7, [0, 1, 2]), "d.csv", marked(7, None)
+    )
+    assert isinstance(state, FittedCategory)
+    assert (state.vocabulary, state.fill) == (("b", "a", "z"), 0)
+
+
 @pytest.mark.parametrize(("strategy", "value"), [("fill_with_mode", 0), ("bfill", 1), ("ffill", 0)])
 def test_missing_targets_filled(strategy: Any, value: int) -> None:
     filled = CategoryTargetPreprocessing(missing_value_strategy=strategy)

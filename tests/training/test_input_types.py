@@ -155,6 +155,33 @@ def test_set_strategies() -> None:
     assert state.vocabulary[0] == "<UNK>"
 
 
+def test_a_constant_for_missing_cells_does_not_take_the_place_of_unknown_items() -> None:
+    cells = ["a b", "a b", "c", None]
+    state, column = learnt(items(most_common=2, fill_value="z", missing_value_strategy="fill_with_const"), cells)
+    assert state.vocabulary == ("<UNK>", "a", "b", "z")
+    assert column.values.tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_the_most_frequent_set_has_no_item_that_the_rows_have_not() -> None:
+    cells = ["a b", "a b", "a b", "c d", "c d", "e", "e", None]
+    state, column = learnt(items(most_common=2, missing_value_strategy="fill_with_mode"), cells)
+    assert state.vocabulary == ("<UNK>", "a", "b")
+    assert column.values[-1].tolist() == [1, 0, 0]  # unknown items, one or two of them
+    state, column = learnt(labels(most_common=2, missing_value_strategy="fill_with_mode"), ["c d", *cells])
+    assert state.vocabulary == ("a", "b")
+    assert column.values[-1].tolist() == [0.0, 0.0]  # what most rows hold of the labels that are left
+
+
+def test_labels_that_no_training_row_has_are_behind_and_fill_nothing() -> None:
+    column = pa.array(["a", "b", "b", "z", "z", "z", None])
+    train, known = np.arange(7) < 3, np.ones(7, np.bool_)
+    for most, vocabulary in ((9, ("b", "a", "z")), (2, ("b", "a"))):
+        feature = labels(missing_value_strategy="fill_with_mode", most_common=most)
+        state = features.fit_output(feature, column, train, "d.csv", known)
+        assert isinstance(state, FittedSet)
+        assert (state.vocabulary, state.fill) == (vocabulary, (0,))
+
+
 def test_an_indicator_is_asked_for_and_only_where_training_rows_miss_the_cell() -> None:
     assert learnt(items(missing_value_indicator=True), ["a", None])[0].missing
     assert not learnt(items(missing_value_indicator=True), ["a", None], train=[0])[0].missing

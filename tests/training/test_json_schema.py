@@ -12,6 +12,7 @@ from cachestore.errors import ConfigError
 from trainer import load_config
 from trainer.json_schema import config_schema
 from trainer.schema import Config
+from trainer.sweep.plan import make_plan
 
 SCHEMA = config_schema()
 KINDS: dict[str, Any] = {
@@ -110,6 +111,9 @@ BAD: list[dict[str, Any]] = [
     {"input_features": [{"name": "a", "type": "nmber"}]},
     {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "reduce_outputs": "mean"}}]},
     {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "trainable": True}}]},
+    {"input_features": [{"name": "a", "type": "text", "encoder": "resnet"}]},
+    {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "dinov2"}}]},
+    {"input_features": [{"name": "a", "type": "image", "encoder": {"type": "bert"}}]},
     {"output_features": [{"type": "number"}]},
     {"preprocessing": {"split": {"type": "random", "column": "y"}}},
     {"preprocessing": {"split": {"probabilities": [0.8, 0.1]}}},
@@ -134,7 +138,46 @@ def test_what_cannot_be_read_is_not_valid(changes: dict[str, Any]) -> None:
     assert not valid(config, SCHEMA)
 
 
+SWEEPS: list[dict[str, Any]] = [
+    {"parameters": {"trainer.learning_rate": [0.001, 0.01], "review.encoder": ["minilm", {"type": "hashing"}]}},
+    {"parameters": {"trainer.learning_rate": {"space": "loguniform", "lower": 1e-4, "upper": 1}}},
+    {
+        "parameters": {"trainer.batch_size": {"space": "choice", "categories": [32, 64]}},
+        **{"goal": "maximize", "metric": "accuracy", "output_feature": "y", "split": "validation"},
+        **{"executor": {"num_samples": 4}, "search_alg": "random"},
+    },
+    {
+        "parameters": {"trainer.epochs": {"space": "grid_search", "values": [1, 2]}},
+        "executor": "ray",
+        "search_alg": None,
+    },
+]
+NO_SWEEPS: list[dict[str, Any]] = [
+    {"parameters": {"trainer.learning_rate": []}},
+    {"parameters": {"trainer.learning_rate": {"lower": 1e-4, "upper": 1.0}}},
+    {"parameters": {"trainer.learning_rate": {"space": "loguniforn", "lower": 1e-4, "upper": 1.0}}},
+    {"parameters": {"trainer.learning_rate": {"space": "uniform", "lower": 1e-4, "uper": 1.0}}},
+    {"parameters": {"trainer.learning_rate": [1.0]}, "gaol": "minimize"},
+    {"parameters": {"trainer.learning_rate": [1.0]}, "executor": {"num_samples": 0}},
+]
+
+
+@pytest.mark.parametrize("section", SWEEPS, ids=str)
+def test_what_a_sweep_can_read_is_valid(section: dict[str, Any]) -> None:
+    config = {**copy.deepcopy(BASE), "hyperopt": section}
+    assert make_plan(config).trials
+    assert valid(config, SCHEMA)
+
+
+@pytest.mark.parametrize("section", NO_SWEEPS, ids=str)
+def test_what_a_sweep_cannot_read_is_not_valid(section: dict[str, Any]) -> None:
+    config = {**copy.deepcopy(BASE), "hyperopt": section}
+    with pytest.raises(ConfigError):
+        make_plan(config)
+    assert not valid(config, SCHEMA)
+
+
 def test_every_section_is_in_it() -> None:
-    assert set(SCHEMA["properties"]) >= {*Config.model_fields, "defaults"}
+    assert set(SCHEMA["properties"]) == {*Config.model_fields, "defaults", "hyperopt"}
     assert SCHEMA["additionalProperties"] is False
     assert json.loads(json.dumps(SCHEMA)) == SCHEMA

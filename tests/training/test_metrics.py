@@ -157,13 +157,14 @@ def test_ranking_metrics_are_those_of_scikit_learn_also_with_ties(distinct: int)
 
 
 @pytest.mark.parametrize("distinct", [5, 10_000])
-def test_a_rows_influence_on_roc_auc_is_its_derivative(distinct: int) -> None:
+def test_a_rows_influence_on_a_ranking_is_its_derivative(distinct: int) -> None:
     scores = torch.randint(distinct, (40,), generator=DRAW).float()
     targets = (scores / distinct + torch.rand(40, generator=DRAW) > 1).float()
-    influence = metrics.Rankings(scores[None], targets[None]).influence[0]
+    found = metrics.Rankings(scores[None], targets[None])
     weights = metrics.once(40).repeat(40, 1) + 1e-6 * torch.eye(40, dtype=torch.float64)
-    moved = metrics.roc_auc(scores, targets, weights) - metrics.roc_auc(scores, targets, metrics.once(40))
-    assert torch.allclose(influence, moved / 1e-6 * 40, atol=1e-4)
+    for of, influence in ((metrics.roc_auc, found.of_roc_auc), (metrics.average_precision, found.of_average_precision)):
+        moved = of(scores, targets, weights) - of(scores, targets, metrics.once(40))
+        assert torch.allclose(influence[0], moved / 1e-6 * 40, atol=1e-4)
 
 
 def test_metrics_that_the_rows_do_not_define_are_nan() -> None:
@@ -188,6 +189,34 @@ def test_regression_metrics_are_those_of_scikit_learn() -> None:
             "r2": reference.r2_score(*wide),
         }
     )
+
+
+def test_percentage_errors_are_of_the_rows_whose_target_is_not_zero() -> None:
+    targets, values = torch.tensor([0.0, 2.0, 0.0, 4.0]), torch.tensor([1.0, 1.0, 0.0, 5.0])
+    found = {name: value.item() for name, value in metrics.regression(values, targets, metrics.once(4)).items()}
+    assert found["mean_absolute_percentage_error"] == pytest.approx((0.5 + 0.25) / 2)
+    assert found["root_mean_squared_percentage_error"] == pytest.approx(math.sqrt((0.25 + 0.0625) / 2))
+    assert found["mean_absolute_error"] == pytest.approx(0.75)
+    nothing = metrics.regression(values, torch.zeros(4), metrics.once(4))["mean_absolute_percentage_error"]
+    assert math.isnan(nothing.item())
+    decoder = VectorProjector().build(4, 2, MeanSquaredError())
+    rows = torch.tensor([[0.0, 2.0], [0.0, 0.0]]), torch.tensor([[5.0, 1.0], [3.0, 3.0]])
+    assert measured(decoder, rows[1], rows[0])["mean_absolute_percentage_error"] == 0.5
+
+
+def test_a_zero_is_still_one_after_normalisation() -> None:
+    def restore(values: torch.Tensor) -> torch.Tensor:
+        return values * 41.3 + 17.7
+
+    targets = torch.tensor([0.0, 1e-3, 50.0])
+    decoder = NumberRegressor().build(4, MeanSquaredError(), restore)
+    observed = decoder.observe(torch.zeros(3), (targets - 17.7) / 41.3)
+    assert observed["target"].tolist() == pytest.approx(targets.tolist(), abs=1e-5)
+    assert (observed["target"] == 0).tolist() == [True, False, False]
+
+
+def test_every_metric_has_a_range() -> None:
+    assert metrics.RANGES.keys() == metrics.DIRECTIONS.keys()
 
 
 def test_set_metrics_are_those_of_scikit_learn() -> None:

@@ -20,8 +20,9 @@ from cachestore.errors import DamageError, UsageError
 from cachestore.store import Store, open_store
 from tests.training.test_run import config, everything, messages, with_free, write
 from trainer import report, train
-from trainer.report import curves, files, kept, mistakes, numbers
+from trainer.report import charts, curves, files, kept, mistakes, numbers
 from trainer.report.comparison import compare, document
+from trainer.report.figures import Bars
 
 
 @pytest.fixture
@@ -87,6 +88,32 @@ def test_a_run_of_every_type_has_a_whole_page_that_loads_nothing(tmp_path: Path,
     assert run.manifests["train"][0] in page.text
     assert str(data) in page.text
     assert "url(" not in (run.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_says_how_many_rows_percentage_errors_leave_out(tmp_path: Path, store: Store) -> None:
+    data = write(tmp_path / "all.csv", [{**row, "cost": str(place % 4)} for place, row in enumerate(messages(240))])
+    output = {"name": "cost", "type": "number", "preprocessing": {"normalization": "zscore"}}
+    run = train(config(output_features=[output]), data, store, output=tmp_path / "run")
+    found = json.loads((run.path / "evaluation.json").read_bytes())["test"]["outputs"]["cost"]
+    assert found["zero_targets"] == found_zeros(run.path)
+    assert found["metrics"]["mean_absolute_percentage_error"]["value"] < 100
+    note = f"Percentage errors of cost leave out {found['zero_targets']} test rows whose value is 0."
+    assert note in checked(run.path / "report.html").text
+
+
+def found_zeros(run: Path) -> int:
+    """How many of the kept targets are 0, but for rounding."""
+    held = kept.read(run)[1]
+    assert held is not None
+    return int((np.abs(held.outputs["cost"].target) < 1e-3).sum())
+
+
+def test_labels_of_a_set_are_counted() -> None:
+    counts = {"train": {"counts": [5, 9]}, "test": {"counts": [1, 2]}}
+    figure = charts.targets("tags", "set", {"vocabulary": ["a", "b"]}, counts)
+    assert isinstance(figure, Bars)
+    assert (figure.title, figure.labels) == ("Rows by label: tags", ["b", "a"])
+    assert figure.values == {"train": [9, 5], "test": [2, 1]}
 
 
 def test_texts_that_look_like_markup_are_shown_as_texts(tmp_path: Path, store: Store) -> None:

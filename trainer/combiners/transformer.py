@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.frozen import Frozen
-from trainer.layers import Activation, Dropout, DropoutRate, FcLayer, FcLayerSettings, FullyConnected, Norm
+from trainer.layers import Activation, Dropout, DropoutRate, FcLayer, FcLayerSettings, FullyConnected, Norm, stack_of
 
 Reduce: TypeAlias = Literal["mean", "sum", "max", "concat", "last", "cls"]
 
@@ -57,9 +57,7 @@ class _TransformerSettings(Frozen):
             norm=self.norm,
             use_bias=self.use_bias,
         )
-        if self.fc_layers is None:
-            return (around,) * self.num_fc_layers
-        return tuple(layer.resolve(around) for layer in self.fc_layers)
+        return stack_of(around, self.num_fc_layers, self.fc_layers)
 
     def _build(self, dims: Mapping[str, int], reduce: Reduce) -> Transformer:
         blocks = [

@@ -17,8 +17,6 @@ from trainer.layers import DecoderLayers, LossWeight, Positive
 
 Restore: TypeAlias = Callable[[Tensor], Tensor]
 
-_LEAST = 1.17e-6  # what a relative error divides by at least, as in torchmetrics and so in Ludwig
-
 
 class _Error(Frozen):
     """``weight`` of this output in the sum over outputs."""
@@ -61,15 +59,15 @@ class Huber(_Error):
 
 
 class MeanAbsolutePercentageError(_Error):
-    """|value - target| / |target|, in the column's own units."""
+    """|value - target| / |target|, in the column's own units, of the rows whose target is not 0."""
 
     relative: ClassVar[bool] = True
 
     type: Literal["mean_absolute_percentage_error"] = "mean_absolute_percentage_error"
 
     def of(self, values: Tensor, targets: Tensor) -> Tensor:
-        """The mean over the batch."""
-        return ((values - targets) / targets.abs().clamp(min=_LEAST)).abs().mean()
+        """The mean over the batch; 0 where all targets are."""
+        return _mean_where_counted(_shares(values, targets).abs(), targets)
 
 
 class RootMeanSquaredError(_Error):
@@ -85,7 +83,7 @@ class RootMeanSquaredError(_Error):
 
 
 class RootMeanSquaredPercentageError(_Error):
-    """The root of the mean squared relative error of a batch, in the column's own units."""
+    """The root of the mean squared relative error of a batch, in the column's own units, of the rows whose target is not 0."""
 
     relative: ClassVar[bool] = True
     root: ClassVar[bool] = True
@@ -94,7 +92,7 @@ class RootMeanSquaredPercentageError(_Error):
 
     def of(self, values: Tensor, targets: Tensor) -> Tensor:
         """Over the batch."""
-        return _root(((values - targets) / targets.abs().clamp(min=_LEAST)).square().mean())
+        return _root(_mean_where_counted(_shares(values, targets).square(), targets))
 
 
 NumberLoss: TypeAlias = Annotated[
@@ -163,8 +161,12 @@ class NumberDecoder(Decoder):
         """Mean error over the batch, of normalised values where targets are normalised, but for relative errors."""
         values = scores.float()
         if self.error.relative and self.restore is not None:
-            values, targets = self.restore(values), self.restore(targets)
+            values, targets = self.restore(values), self._restored(targets)
         return self.error.of(values, targets)
+
+    def loss_weight(self, targets: Tensor) -> Tensor | int:
+        """The rows of the batch; of a relative error, those whose target is not 0."""
+        return (self._restored(targets) != 0).sum() if self.error.relative else len(targets)
 
     def joined_loss(self, losses: Tensor, weights: Tensor) -> float:
         """The mean over batches; of the roots of means, the root of the mean of their squares."""
@@ -174,7 +176,15 @@ class NumberDecoder(Decoder):
 
     def observe(self, scores: Tensor, targets: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """What the metrics need of each row, in the column's own units."""
-        return {"value": self.predict(scores), "target": targets if self.restore is None else self.restore(targets)}
+        return {"value": self.predict(scores), "target": self._restored(targets)}
+
+    def _restored(self, targets: Tensor) -> Tensor:
+        if self.restore is None:
+            return targets
+        restored = self.restore(targets)
+        shift = self.restore(torch.zeros((), device=targets.device)).abs()
+        # a target of 0 comes back as what its sum with the shift was rounded by
+        return torch.where(restored.abs() <= 4 * torch.finfo(torch.float32).eps * shift, 0.0, restored)
 
     def measure(self, observed: Observed, names: Sequence[str], weights: Tensor) -> dict[str, Tensor]:
         """Metrics of all rows observed."""
@@ -185,6 +195,16 @@ class NumberDecoder(Decoder):
         """The value in the column's own units, float32 (rows,), within ``clip``."""
         value = scores.float() if self.restore is None else self.restore(scores.float())
         return value if self.clip is None else value.clamp(*self.clip)
+
+
+def _shares(values: Tensor, targets: Tensor) -> Tensor:
+    """(value - target) / |target|, and 0 where the target is."""
+    size = targets.abs()
+    return torch.where(size > 0, (values - targets) / size.where(size > 0, 1.0), 0.0)
+
+
+def _mean_where_counted(shares: Tensor, targets: Tensor) -> Tensor:
+    return shares.sum() / (targets != 0).sum().clamp(min=1)
 
 
 def _root(square: Tensor) -> Tensor:

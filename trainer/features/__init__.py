@@ -82,17 +82,23 @@ def transform_input(feature: TableInput, state: Fitted, cells: Column, where: st
     raise TypeError(f"the state of {feature.name!r} is a {type(state).__name__}, which is no {feature.type}'s")
 
 
-def fit_output(feature: Output, cells: Column, train: NDArray[np.bool_], where: str) -> Fitted:
-    """What ``feature`` learns from the training rows. Raises DataError where they hold nothing to learn."""
+def fit_output(
+    feature: Output, cells: Column, train: NDArray[np.bool_], where: str, known: NDArray[np.bool_] | None = None
+) -> Fitted:
+    """What ``feature`` learns from the training rows. Raises DataError where they hold nothing to learn.
+
+    A category or set output also has the classes that only rows of ``known`` (rows,) have; nothing else follows from these.
+    """
+    known = train if known is None else known
     match feature:
         case NumberOutput():
             return number.fit(feature, cells, train, where, target=True)
         case CategoryOutput():
-            return category.fit_output(feature, cells, train, where)
+            return category.fit_output(feature, cells, train, known, where)
         case BinaryOutput():
             return binary.fit(feature, cells, train, where, target=True)
         case SetOutput():
-            return sets.fit_output(feature.column, feature.preprocessing, cells, train, where)
+            return sets.fit_output(feature.column, feature.preprocessing, cells, train, known, where)
         case VectorOutput():
             return vectors.fit(feature.column, feature.preprocessing, cells, train, where)
 

@@ -24,7 +24,8 @@ _SHOWN: Final = 10
 @final
 @dataclass(frozen=True)
 class FittedCategory:
-    """``vocabulary`` by frequency, then by code point; an input's begins with ``<UNK>``, an output's are its classes.
+    """``vocabulary`` by frequency in the training rows, then by code point; an input's begins with ``<UNK>``, an output's are its
+    classes, those that no training row has behind the others.
 
     ``unknown``: training rows have a value that is ``<UNK>``, so that something is learnt of it; else it is the zero vector.
     ``missing``: an indicator input follows.
@@ -84,12 +85,15 @@ def transform_input(feature: CategoryInput, state: FittedCategory, cells: c.Colu
     return fill(places, c.valid(text), feature.preprocessing.missing_value_strategy, state.fill)
 
 
-def fit_output(feature: CategoryOutput, cells: c.Column, train: NDArray[np.bool_], where: str) -> FittedCategory:
-    """The classes of the rows that ``train`` marks. Raises DataError when there are fewer than two."""
+def fit_output(
+    feature: CategoryOutput, cells: c.Column, train: NDArray[np.bool_], known: NDArray[np.bool_], where: str
+) -> FittedCategory:
+    """The classes of the rows that ``train`` or ``known`` marks. Raises DataError when there are fewer than two."""
     preprocessing = feature.preprocessing
     strategy, constant = preprocessing.missing_value_strategy, preprocessing.fill_value
-    counts = _counts(c.texts(cells, where, feature.column), train, strategy, constant)
-    classes = tuple(text for text, _ in counts)
+    text = c.texts(cells, where, feature.column)
+    seen, others = (_seen(text, rows, strategy, constant) for rows in (train, known))
+    classes = tuple(c.counted_first(seen, others))
     if len(classes) < 2:
         held = f"only the class {classes[0]!r}" if classes else "no class"
         raise DataError(f"{where}, column {feature.column!r} has {held}; a category output needs two")
@@ -97,7 +101,7 @@ def fit_output(feature: CategoryOutput, cells: c.Column, train: NDArray[np.bool_
         return FittedCategory(classes, None)
     if strategy == "fill_with_const":
         return FittedCategory(classes, classes.index(constant) if constant in classes else None)
-    return FittedCategory(classes, 0)
+    return FittedCategory(classes, 0)  # the most frequent one in the training rows
 
 
 def transform_output(
@@ -138,5 +142,10 @@ def _texts(feature: CategoryInput, cells: c.Column, where: str) -> pa.StringArra
 def _counts(
     text: pa.StringArray, train: NDArray[np.bool_], strategy: str, constant: str | None, most: int | None = None
 ) -> list[tuple[str, int]]:
-    seen = text.filter(c.where_true(train))
-    return c.counted(c.filled(seen, constant) if strategy == "fill_with_const" and constant is not None else seen, most)
+    return c.counted(_seen(text, train, strategy, constant), most)
+
+
+def _seen(text: pa.StringArray, rows: NDArray[np.bool_], strategy: str, constant: str | None) -> pa.StringArray:
+    """The texts of the rows that ``rows`` marks, with a constant fill in the place of missing ones."""
+    seen = text.filter(c.where_true(rows))
+    return c.filled(seen, constant) if strategy == "fill_with_const" and constant is not None else seen

@@ -164,6 +164,11 @@ def counted(array: pa.StringArray, most: int | None = None) -> list[tuple[str, i
     return list(zip(top.field("values").to_pylist(), top.field("counts").to_pylist(), strict=True))
 
 
+def counted_first(first: pa.StringArray, others: pa.StringArray) -> list[str]:
+    """The texts of ``first`` as ``counted`` orders them, then those that only ``others`` has."""
+    return list(dict.fromkeys(text for array in (first, others) for text, _ in counted(array)))
+
+
 def without(array: pa.Array, mask: NDArray[np.bool_]) -> pa.Array:
     """Null where ``mask`` (rows,) is True."""
     return pc.if_else(where_true(~mask), array, pa.nulls(len(array), array.type)) if mask.any() else array

@@ -80,31 +80,42 @@ def fit_input(
     constant = _split(preprocessing, [preprocessing.fill_value]) if strategy == "fill_with_const" else []
     counts = c.counted(seen.texts)
     known = [text for text, _ in counts if text != UNKNOWN][: preprocessing.most_common]
+    unknown = len(counts) > len(known) or (absent and UNKNOWN in constant)
     if absent:
         known += [text for text in constant if text not in known and text != UNKNOWN]
-    unknown = len(counts) > len(known) or (absent and UNKNOWN in constant)
     vocabulary = (UNKNOWN, *known) if unknown else tuple(known)
     if not vocabulary:
         raise DataError(f"{where}, column {column!r} has no item in any training row to learn from")
-    stand_in = _stand_in(column, strategy, constant, vocabulary, seen, where)
+    stand_in = _stand_in(
+        column, strategy, constant, vocabulary, _places(seen, vocabulary, unknown=unknown), seen, where
+    )
     return FittedSet(vocabulary, stand_in, absent and preprocessing.missing_value_indicator)
 
 
 def fit_output(
-    column: str, preprocessing: SetTargetPreprocessing, cells: c.Column, learnt: NDArray[np.bool_], where: str
+    column: str,
+    preprocessing: SetTargetPreprocessing,
+    cells: c.Column,
+    train: NDArray[np.bool_],
+    known: NDArray[np.bool_],
+    where: str,
 ) -> FittedSet:
-    """The classes of the rows that ``learnt`` marks. Raises DataError when there are none."""
+    """The classes of the rows that ``train`` marks by their frequency there, then those of ``known`` beyond them.
+
+    Raises DataError when there are none.
+    """
     items = _items(column, preprocessing, cells, where)
-    seen = items.of(learnt)
+    seen = items.of(train)
     strategy = preprocessing.missing_value_strategy
     constant: list[str] = []
-    if strategy == "fill_with_const" and preprocessing.fill_value is not None and (~items.present & learnt).any():
+    if strategy == "fill_with_const" and preprocessing.fill_value is not None and (~items.present & known).any():
         constant = _split(preprocessing, [preprocessing.fill_value])
-    known = [text for text, _ in c.counted(seen.texts, preprocessing.most_common)]
-    vocabulary = (*known, *(text for text in constant if text not in known))
+    found = c.counted_first(seen.texts, items.of(known).texts)[: preprocessing.most_common]
+    vocabulary = (*found, *(text for text in constant if text not in found))
     if not vocabulary:
         raise DataError(f"{where}, column {column!r} has no item in any row to learn from; a set output needs one")
-    return FittedSet(vocabulary, _stand_in(column, strategy, constant, vocabulary, seen, where))
+    places = _places(seen, vocabulary, unknown=False)
+    return FittedSet(vocabulary, _stand_in(column, strategy, constant, vocabulary, places, seen, where))
 
 
 def transform_input(
@@ -112,9 +123,7 @@ def transform_input(
 ) -> Filled:
     """uint8 (rows, vocabulary), 1 in the column of each item. Items that are not known are ``<UNK>``, or left out."""
     items = _items(column, preprocessing, cells, where)
-    places = c.indices(items.texts, state.vocabulary)
-    if state.vocabulary[0] == UNKNOWN:
-        places = np.maximum(places, 0)
+    places = _places(items, state.vocabulary, unknown=state.vocabulary[0] == UNKNOWN)
     return _filled(preprocessing.missing_value_strategy, state, items, places)
 
 
@@ -143,6 +152,12 @@ def transform_output(
     return Filled(filled.values.astype(np.float32), filled.keep, filled.missing)
 
 
+def _places(items: _Items, vocabulary: tuple[str, ...], *, unknown: bool) -> NDArray[np.int64]:
+    """(items,) where each is in the vocabulary; what is not there is -1, or 0 with ``unknown``."""
+    places = c.indices(items.texts, vocabulary)
+    return np.maximum(places, 0) if unknown else places
+
+
 def _filled(strategy: str, state: FittedSet, items: _Items, places: NDArray[np.int64]) -> Filled:
     values = np.zeros((len(items.present), len(state.vocabulary)), np.uint8)
     known = places >= 0
@@ -153,20 +168,29 @@ def _filled(strategy: str, state: FittedSet, items: _Items, places: NDArray[np.i
 
 
 def _stand_in(
-    column: str, strategy: str, constant: list[str], vocabulary: tuple[str, ...], seen: _Items, where: str
+    column: str,
+    strategy: str,
+    constant: list[str],
+    vocabulary: tuple[str, ...],
+    places: NDArray[np.int64],
+    seen: _Items,
+    where: str,
 ) -> tuple[int, ...] | None:
-    """What a missing cell holds: the constant, or the most frequent whole set, ties by the first row that has it."""
+    """What a missing cell holds: the constant, or the most frequent whole set, ties by the first row that has it.
+
+    ``places`` are those of the items ``seen``; items without one are no part of a set.
+    """
     if strategy == "drop_row":
         return None
     if strategy == "fill_with_const":
         return tuple(vocabulary.index(text) for text in constant if text in vocabulary)
     if not seen.present.any():
         raise DataError(f"{where}, column {column!r} has no value in any training row to fill missing ones with")
-    places = np.maximum(c.indices(seen.texts, vocabulary), 0)
-    order = np.lexsort((places, seen.rows))
-    starts = np.flatnonzero(np.diff(seen.rows[order], prepend=-1))
-    sets: dict[bytes, int] = {b"": int(seen.present.sum()) - len(starts)}  # rows of empty lists
-    for part in np.split(places[order], starts[1:]) if len(starts) else []:
+    # each place once a row, in the order of rows: several items may be unknown
+    pairs = np.unique(np.stack([seen.rows, places], axis=1)[places >= 0], axis=0)
+    starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
+    sets: dict[bytes, int] = {b"": int(seen.present.sum()) - len(starts)}  # rows of none
+    for part in np.split(np.ascontiguousarray(pairs[:, 1]), starts[1:]) if len(starts) else []:
         sets[part.tobytes()] = sets.get(part.tobytes(), 0) + 1
     most = max(sets, key=lambda item: sets[item])
     return tuple(np.frombuffer(most, np.int64).tolist())

@@ -127,14 +127,15 @@ def targets(name: str, kind: str, state: Mapping[str, Any], by_split: Mapping[st
     counts = {split: np.array(found["counts"]) for split, found in by_split.items()}
     first = next(iter(counts.values()))
     order = np.asarray(np.argsort(-first, kind="stable"), np.int64)
+    one, several = ("label", "labels") if kind == "set" else ("class", "classes")
     note = ""
     if len(order) > _BAR_CLASSES:
         half = _BAR_CLASSES // 2
         order = np.concatenate([order[:half], order[-half:]])
-        note = f"The {half} classes with most rows and the {half} with fewest, of {len(labels)}."
+        note = f"The {half} {several} with most rows and the {half} with fewest, of {len(labels)}."
     chosen = [labels[place] for place in order.tolist()]
     values = {split: found[order].tolist() for split, found in counts.items()}
-    return Bars(f"Rows by class: {name}", "rows", chosen, values, note)
+    return Bars(f"Rows by {one}: {name}", "rows", chosen, values, note)
 
 
 def matrix(labels: Sequence[str], counts: NDArray[np.int64]) -> Matrix:

@@ -18,7 +18,7 @@ from cachestore.store import Store
 from trainer import loop
 from trainer.assemble import State
 from trainer.batches import Batches
-from trainer.features import FittedBinary, FittedCategory, FittedNumber
+from trainer.features import FittedBinary, FittedCategory, FittedNumber, FittedSet
 from trainer.model import Model
 from trainer.prepare import SPLITS, Prepared
 from trainer.report import kept
@@ -102,7 +102,7 @@ def _outcome(output: OutputFeature, state: State, target: NDArray[Any], scores: 
 
 
 def _targets(prepared: Prepared, batches: Mapping[str, Batches], output: OutputFeature) -> dict[str, dict[str, Any]]:
-    """By split, how often each class occurs, or where the numbers lie."""
+    """By split, how many rows have each class or label, or where the numbers lie."""
     state = prepared.states[output.name]
     values = {
         name: batches[name].targets[output.name].cpu().numpy()
@@ -114,6 +114,8 @@ def _targets(prepared: Prepared, batches: Mapping[str, Batches], output: OutputF
             return {
                 name: {"counts": np.bincount(found, minlength=len(classes)).tolist()} for name, found in values.items()
             }
+        case FittedSet():
+            return {name: {"counts": (found > 0.5).sum(axis=0).tolist()} for name, found in values.items()}
         case FittedBinary():
             return {name: {"counts": np.bincount(found > 0.5, minlength=2).tolist()} for name, found in values.items()}
         case FittedNumber():

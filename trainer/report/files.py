@@ -62,6 +62,11 @@ class RunFiles:
         found: Mapping[str, float | None] = outputs.get(output, {}).get("metrics", {}).get(metric, {})
         return found
 
+    def zero_targets(self, split: str, output: str) -> int:
+        """How many rows of a split percentage errors leave out, because the number to predict is 0."""
+        outputs = self.evaluation.get(split, {}).get("outputs", {})
+        return int(outputs.get(output, {}).get("zero_targets") or 0)
+
     def evaluated(self, output: str) -> Mapping[str, Any]:
         """The final evaluation of an output on the split whose predictions were kept; empty where there is none."""
         split = self.facts.split if self.facts else None

@@ -11,7 +11,8 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, PositiveInt
 
 from cachestore.encoders.image_settings import ImageSettings
-from cachestore.encoders.spec import Settings as EncoderSettings
+from cachestore.encoders.spec import HashingSettings, ImportedSettings
+from cachestore.encoders.text_settings import TextSettings
 from trainer.frozen import Frozen
 from trainer.layers import Activation, DropoutRate, FcLayer, Norm
 from trainer.schema.names import Column, Name
@@ -75,6 +76,8 @@ class PassthroughVector(Frozen):
     type: Literal["passthrough"] = "passthrough"
 
 
+TextEncoder: TypeAlias = Annotated[HashingSettings | TextSettings | ImportedSettings, Field(discriminator="type")]
+ImageEncoder: TypeAlias = Annotated[ImageSettings, Field(discriminator="type")]
 CategoryEncoder: TypeAlias = Annotated[DenseCategory | OnehotCategory, Field(discriminator="type")]
 SetEncoder: TypeAlias = Annotated[EmbedSet | OnehotSet, Field(discriminator="type")]
 VectorEncoder: TypeAlias = Annotated[DenseVector | PassthroughVector, Field(discriminator="type")]
@@ -87,7 +90,7 @@ class TextInput(Frozen):
     type: Literal["text"] = "text"
     column: Column
     active: bool = True
-    encoder: EncoderSettings
+    encoder: TextEncoder
     preprocessing: TextPreprocessing = TextPreprocessing()
 
 
@@ -98,7 +101,7 @@ class ImageInput(Frozen):
     type: Literal["image"] = "image"
     column: Column
     active: bool = True
-    encoder: Annotated[ImageSettings, Field(discriminator="type")]
+    encoder: ImageEncoder
     preprocessing: ImagePreprocessing = ImagePreprocessing()
 
 
