@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cli.output import visible
+
 if TYPE_CHECKING:
     from cachestore.built import Progress as BuildProgress
 
@@ -17,10 +19,10 @@ class Bar:
 
     def __init__(self) -> None:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a file's name may have brackets
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
@@ -45,7 +47,7 @@ class Bar:
 
     def epoch(self, epoch: int, epochs: int, note: str, line: str) -> None:
         """Epochs done; ``line``, how this one went, stays on the terminal."""
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
         self._show("epochs", epoch, epochs, note)
 
     def bytes(self, task: str, done: int, total: int) -> None:
@@ -54,5 +56,5 @@ class Bar:
 
     def _show(self, task: str, completed: int, total: int | None, note: str) -> None:
         if task not in self._tasks:
-            self._tasks[task] = self._progress.add_task(task, total=total, note="")
+            self._tasks[task] = self._progress.add_task(visible(task), total=total, note="")
         self._progress.update(self._tasks[task], completed=completed, total=total, note=note)

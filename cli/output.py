@@ -192,6 +192,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def visible(text: str) -> str:
+    """``text`` with what a terminal would obey written out, as ``\\x1b``."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def _result(text: str) -> None:
     if failure := _write(sys.stdout, text):
         raise lost(failure) from failure
@@ -206,7 +211,7 @@ def _write(stream: TextIO | None, text: str) -> OSError | None:
     if stream is None:
         return None
     try:
-        print(_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text), file=stream, flush=True)
+        print(visible(text), file=stream, flush=True)
     except (
         BrokenPipeError
     ):  # the reader has seen enough (`cachestore ls | head -1`); the exit code still tells the rest

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cachestore.built import Progress
 from cli.bar import Bar
 from cli.watch import epoch_line
 from tests.commands.conftest import Command
@@ -132,3 +133,15 @@ def test_an_epochs_line_stays_when_the_bar_ends(capsys: pytest.CaptureFixture[st
     with Bar() as bar:
         bar.epoch(1, 2, "5 steps/s", "epoch 1/2  [train] loss 0.5")
     assert "epoch 1/2  [train] loss 0.5\n" in capsys.readouterr().err
+
+
+def test_names_in_the_bar_are_shown_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with Bar() as bar:
+        bar.build("odd[/b] \x1b]0;title\x07.csv", Progress(rows=1, total=2, encoded=0, hits=0, seconds=1.0))
+        bar.epoch(1, 2, "[/i]", "red \x1b[31m")
+    shown = capsys.readouterr().err
+    assert "build odd[/b] \\x1b]0;title\\x07.csv" in shown
+    assert "red \\x1b[31m" in shown
