@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,6 +51,9 @@ class Batches(Protocol):
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, first to last."""
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """What tells these rows from others, by a name of its own; vectors that stay in the store by their keys."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,27 @@ class CachedBatches:
                 {name: tensor[start:stop] for name, tensor in self.missing.items()},
                 {name: tensor[start:stop] for name, tensor in self.targets.items()},
             )
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """What tells these rows from others."""
+        return named(inputs=self.inputs, missing=self.missing, targets=self.targets)
+
+
+def named(**groups: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of groups, under the name of both."""
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            yield f"{group} {name}", tensor
+
+
+def digest(splits: Mapping[str, Batches]) -> str:
+    """Names the rows of all splits: the same for the same values in the same order."""
+    found = xxhash.xxh3_128()
+    for split, batches in splits.items():
+        for name, tensor in batches.parts():
+            found.update(f"{split} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            found.update(np.ascontiguousarray(tensor.cpu().numpy()).reshape(-1).view(np.uint8))
+    return found.hexdigest()
 
 
 def bounds(rows: int, batch_size: int) -> list[tuple[int, int]]:

@@ -107,12 +107,12 @@ def continued(path: Path, folder: Path) -> Iterator[NewRun]:
 def unfinished(path: Path) -> Path:
     """Where the files of the unfinished run are that was to be at ``path``: there, or beside an older run it was to replace.
 
+    Of several, the one begun last.
     Raises UsageError when there is no such run.
     """
-    if is_run(path) and not (path / SUMMARY).exists():
-        return path
     place = path.resolve()
-    found = [new for new in place.parent.glob(f".{place.name}.new-*") if is_run(new) and not (new / SUMMARY).exists()]
+    there = [path, *place.parent.glob(f".{place.name}.new-*")]
+    found = [new for new in there if is_run(new) and not (new / SUMMARY).exists()]
     if found:
         return max(found, key=lambda new: (new / MARK).stat().st_mtime)
     if is_run(path):

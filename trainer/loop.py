@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from cachestore.errors import DataError, TrainingDiverged
+from cachestore.errors import DataError, TrainingDiverged, UsageError
 from trainer.batches import Batch, Batches, bounds
 from trainer.full_batch import FullBatch
 from trainer.metrics import COMBINED, better
@@ -255,7 +255,11 @@ class Fit:
         return ResumeState(asdict(self.done), groups)
 
     def load(self, state: ResumeState) -> None:
-        """Stand where the fit stood that gave ``state``."""
+        """Stand where the fit stood that gave ``state``. Raises UsageError where that had a GPU and this has none, or the reverse."""
+        had, has = "cuda" in state.tensors["generator"], torch.cuda.is_available()
+        if had != has:
+            where, here = ("a GPU", "there is none") if had else ("the CPU", "here is a GPU")
+            raise UsageError(f"The run was trained on {where}, and {here}. Go on where it was trained, or train again.")
         self.done = _Counters(**state.counters)
         groups = state.tensors
         self._model.load_state_dict(dict(groups["model"]))
@@ -265,7 +269,7 @@ class Fit:
             self._scaler.load_state_dict(dict(groups["scaler"]))
         self._order.set_state(groups["generator"]["order"])
         torch.set_rng_state(groups["generator"]["cpu"])
-        if torch.cuda.is_available():
+        if has:
             torch.cuda.set_rng_state(groups["generator"]["cuda"])
 
 

@@ -1,6 +1,6 @@
 """What training that was stopped goes on from: what it was started with, and the state of the loop after an epoch.
 
-started.json        the files of the data, the store, and the directory that the run is to have; written before the first epoch
+started.json        the files of the data, and the store; written before the first epoch
 resume.safetensors  the state, its counters in the header; replaced while training runs, written whole or not at all
 
 Both are removed when the run is finished.
@@ -8,11 +8,10 @@ Both are removed when the run is finished.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +23,6 @@ from torch import Tensor
 from cachestore import outside
 from cachestore.errors import DamageError, UsageError
 from trainer import checkpoint
-from trainer.batches import Batches
 
 # A state is four times the weights, and its fsync some milliseconds: seldom enough to cost nothing, often enough to lose little.
 SAVE_SECONDS: Final = 10.0
@@ -40,11 +38,10 @@ class ResumeState:
 
 @dataclass(frozen=True)
 class Started:
-    """``sources``: by split, the absolute path of its data, None where it was in memory. ``path``: where the run is to be."""
+    """``sources``: by split, the absolute path of its data, None where it was in memory. ``store``: where it is."""
 
     sources: Mapping[str, str | None]
     store: str
-    path: str
 
 
 def write_started(folder: Path, started: Started) -> None:
@@ -61,16 +58,6 @@ def read_started(folder: Path) -> Started:
         raise UsageError(f"The run at {folder} was stopped before it trained. Train again.") from None
     except (OSError, ValueError, TypeError) as error:
         raise DamageError(f"{path} cannot be read ({error}). Train again.") from error
-
-
-def data_identity(manifests: Mapping[str, Sequence[str]], batches: Mapping[str, Batches]) -> str:
-    """A digest of what is trained on: the cells in the store by their manifests, and the number of rows and targets of each split."""
-    digest = hashlib.sha256(json.dumps([manifests, {name: part.rows for name, part in batches.items()}]).encode())
-    for name in sorted(batches):
-        for output, target in sorted(batches[name].targets.items()):
-            digest.update(f"\n{name} {output}\n".encode())
-            digest.update(target.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Saver:
@@ -125,7 +112,7 @@ def read_state(folder: Path, identity: Callable[[], str]) -> ResumeState | None:
         raise DamageError(f"The state {path} cannot be read ({error}). Train again.") from error
     if told.get("data") != identity():
         raise UsageError(
-            f"The data is not what the run at {folder} was trained on before: rows, targets or texts changed since. Train again."
+            f"The data is not what the run at {folder} was trained on before: its rows changed since. Train again."
         )
     _truncate(folder / checkpoint.METRICS, size)
     return ResumeState(counters, tensors)

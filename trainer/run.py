@@ -14,7 +14,7 @@ from cachestore.store import Store
 from trainer import checkpoint, loop, pins, report, resume
 from trainer.apply import evaluate, predict
 from trainer.assemble import build_model, default_device, start_at_means
-from trainer.batches import Batches
+from trainer.batches import Batches, digest
 from trainer.calibration import calibrate
 from trainer.config import load_config
 from trainer.evaluation import final
@@ -78,13 +78,16 @@ def resume_run(
     folder = checkpoint.unfinished(Path(path))
     started = resume.read_started(folder)
     given = {"train": data, "validation": validation, "test": test}
+    for name, source in given.items():
+        if source is not None and name not in started.sources:
+            raise UsageError(f"The run at {path} had no {name} data. Leave it out.")
     sources = {name: source if given[name] is None else given[name] for name, source in started.sources.items()}
     for name, source in sources.items():
         if source is None:
             raise UsageError(f"The run at {path} had its {name} data in memory. Give it again.")
     config = load_config(checkpoint.read_config(folder))
     with opened(started.store if store is None else store) as there:
-        return _train(config, sources, there, lambda _: checkpoint.continued(Path(started.path), folder), progress)
+        return _train(config, sources, there, lambda _: checkpoint.continued(Path(path), folder), progress)
 
 
 def _begun(output: Path | None, data: Dataset) -> AbstractContextManager[checkpoint.NewRun]:
@@ -122,9 +125,8 @@ def _train(
         pins.pinned(store, place, manifests, clock),
     ):
         checkpoint.write_config(place.folder, config.resolved())
-        resume.write_started(place.folder, _started(prepared, store, place))
-        identity = partial(resume.data_identity, manifests, batches)
-        done, best = _fit(config, model, batches, settings, place.folder, identity, clock, progress)
+        resume.write_started(place.folder, _started(prepared, store))
+        done, best = _fit(config, model, batches, settings, place.folder, clock, progress)
 
         clock.begin("write")
         description = {
@@ -185,7 +187,6 @@ def _fit(
     batches: Mapping[str, Batches],
     settings: loop.FitSettings,
     folder: Path,
-    identity: Callable[[], str],
     clock: Clock,
     progress: Listener | None,
 ) -> tuple[loop.FitResult, dict[str, Metrics]]:
@@ -208,8 +209,8 @@ def _fit(
         optimizer=build_optimizer(config, model),
         settings=settings,
         on_epoch=on_epoch,
-        resume=resume.read_state(folder, identity),
-        save=resume.Saver(folder, identity),
+        resume=resume.read_state(folder, partial(digest, batches)),
+        save=resume.Saver(folder, partial(digest, batches)),
     )
     best = dict(done.metrics)
     clock.begin("evaluate")
@@ -228,12 +229,11 @@ def _fit(
     return done, best
 
 
-def _started(prepared: Prepared, store: Store, place: checkpoint.NewRun) -> resume.Started:
+def _started(prepared: Prepared, store: Store) -> resume.Started:
     sources = {name: data.path for name, data in prepared.opened.items()}
     return resume.Started(
         sources={name: None if path is None else str(Path(path).resolve()) for name, path in sources.items()},
         store=str(store.root),
-        path=str(place.path.resolve()),
     )
 
 

@@ -18,7 +18,7 @@ from cachestore.index import Locations
 from cachestore.manifest import PRESENT, Manifest
 from cachestore.shard import stored_dtype
 from cachestore.store import Store
-from trainer.batches import Batch, bounds, widened
+from trainer.batches import Batch, bounds, named, widened
 
 # Of the limit; the rest is for Python, torch, the other columns, the weights and what metrics need. Both depend on the
 # limit alone, so that the order of rows does.
@@ -157,6 +157,14 @@ class StreamedBatches:
             start, stop = block[0][0], block[-1][1]
             parts = [torch.arange(first - start, last - start) for first, last in block]
             yield from self._batches(torch.arange(start, stop), parts, buffers)
+
+    def parts(self) -> Iterator[tuple[str, Tensor]]:
+        """What tells these rows from others; vectors by their keys."""
+        keys = {
+            name: torch.from_numpy(each.keys.view(np.uint8).reshape(len(each), -1))
+            for name, each in self.vectors.items()
+        }
+        return named(vectors=keys, inputs=self.inputs, missing=self.missing, targets=self.targets)
 
     def _buffers(self, batch_size: int) -> dict[str, tuple[Tensor, Tensor]]:
         """For each input, where the vectors of a batch go as they are stored, and as float32."""

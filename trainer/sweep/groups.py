@@ -6,10 +6,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import xxhash
-from torch import Tensor
-
-from trainer.batches import Batches, CachedBatches
 from trainer.schema.preparation import Preprocessing
 from trainer.sweep.plan import Trial
 
@@ -57,28 +53,6 @@ def by_order(trials: Sequence[Trial], parameters: int) -> list[list[Trial]]:
     stacks = list(by_seed.values()) if min(map(len, by_seed.values())) >= _AMONG_ITSELF else [list(trials)]
     most = max(2, _STACK_BYTES // (4 * _COPIES * max(1, parameters)))
     return [stack[first : first + most] for stack in stacks for first in range(0, len(stack), most)]
-
-
-def digest(splits: Mapping[str, Batches], manifests: Sequence[str]) -> str:
-    """Names the rows of all splits: the same for the same values in the same order. Rows that stream are named by ``manifests``."""
-    found = xxhash.xxh3_128()
-    for name, batches in splits.items():
-        if not isinstance(batches, CachedBatches):
-            found.update(
-                f"{name} {batches.rows} {sorted(manifests)}".encode()
-            )  # rows that are read as they are needed: not twice
-            for target, tensor in batches.targets.items():
-                _add(found, target, tensor)
-            continue
-        for group in (batches.inputs, batches.missing, batches.targets):
-            for column, tensor in group.items():
-                _add(found, f"{name} {column}", tensor)
-    return found.hexdigest()
-
-
-def _add(found: xxhash.xxh3_128, name: str, tensor: Tensor) -> None:
-    found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-    found.update(tensor.cpu().contiguous().numpy().data.cast("B"))
 
 
 def _draws(preprocessing: Preprocessing) -> bool:

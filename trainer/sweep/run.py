@@ -16,7 +16,7 @@ from cachestore.errors import CachestoreError, ConfigError, DamageError, StoreEr
 from cachestore.store import Store
 from trainer import checkpoint, loop
 from trainer.assemble import build_model, default_device, start_at_means
-from trainer.batches import Batches, CachedBatches
+from trainer.batches import Batches, CachedBatches, digest
 from trainer.events import Clock, Listener
 from trainer.fitting import build_optimizer, fit_settings
 from trainer.loop import EpochDone, FitResult
@@ -125,7 +125,7 @@ class _Work:
         self.clock.begin("epochs")
         device = default_device()
         batches = {name: rows_of.to(device) for name, rows_of in prepared.batches.items() if rows_of.rows}
-        data = groups.digest(batches, [name for build in prepared.built.values() for name in build.manifests])
+        data = digest(batches)
         left: list[Trial] = []
         for trial in trials:
             earlier = finished(self.place, trial, data)
