@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = ["EpochDone", "FitResult", "FitSettings", "Metrics", "Tally", "evaluat
 
 EVALUATION_ROWS = 1024
 _THREAD_FLOP = 10_000_000  # of one step, forward and backward: what is worth a thread
+_SPINNING_FLOP = 50_000_000  # where threads that wait keep their core
 
 
 @dataclass(frozen=True)
@@ -334,9 +336,14 @@ def _size(model: Model) -> int:
 
 @contextmanager
 def threads_for(flop: int) -> Iterator[None]:
-    """As many CPU threads as a step is worth: those of a small one wait for each other longer than they work."""
+    """As many CPU threads as a step is worth: those of a small one wait for each other longer than they work.
+
+    Unless OpenMP lets them sleep while they wait (OMP_WAIT_POLICY is PASSIVE, which the command sets), they are worth less: where
+    another process wants the core that one of them keeps, a step takes ten times as long. Sums do not depend on it.
+    """
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, min(threads, flop // _THREAD_FLOP)))
+    sleeping = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
+    torch.set_num_threads(max(1, min(threads, flop // (_THREAD_FLOP if sleeping else _SPINNING_FLOP))))
     try:
         yield
     finally:
