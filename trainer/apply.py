@@ -17,7 +17,7 @@ from cachestore.dataset import open_dataset
 from cachestore.errors import DataError
 from cachestore.store import Store
 from cachestore.tables import is_frame
-from trainer import checkpoint, loop, pins, rows
+from trainer import checkpoint, loop, pins, rows, stored_inputs
 from trainer.assemble import State, build_model, default_device
 from trainer.batches import CachedBatches
 from trainer.config import load_config
@@ -27,9 +27,10 @@ from trainer.features import FittedBinary, FittedCategory, FittedSet, FittedVect
 from trainer.features.read import Table
 from trainer.model import Model
 from trainer.record import Evaluation, Predictions
-from trainer.rows import Built, Columns, FittedText
+from trainer.rows import Columns
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput, OutputFeature, SetOutput
+from trainer.stored_inputs import Built, FittedText
 from trainer.streaming import StreamedBatches, streams
 
 
@@ -105,12 +106,13 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     columns = rows.transform(config, fitted, table, dataset.label, targets=targets)
     clock.begin("build")
     texts = {name: state for name, state in states.items() if isinstance(state, FittedText)}
-    built = rows.build_texts(config, dataset, store, trained=texts, progress=clock.building(dataset.label))
+    built = stored_inputs.build_texts(config, dataset, store, trained=texts, progress=clock.building(dataset.label))
     pins.moved(store, path, description["manifests"], clock)
     clock.begin("gather")
     limit = config.trainer.memory_bytes()
-    streamed = streams(limit, rows.nbytes([built]))
-    joined = rows.join(config, columns, rows.gather(built, store, limit if streamed else None), texts, dataset.label)
+    streamed = streams(limit, stored_inputs.nbytes([built]))
+    gathered = stored_inputs.gather(built, store, limit if streamed else None)
+    joined = rows.join(config, columns, gathered, texts, dataset.label)
     device = default_device()
     batches = joined.select(np.ones(len(joined.drop), np.bool_)).to(device)
     clock.begin("evaluate")

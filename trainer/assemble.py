@@ -13,9 +13,9 @@ from trainer.decoders import Decoder, NumberDecoder, VectorDecoder
 from trainer.encoders import input_encoder
 from trainer.features import Fitted, FittedBinary, FittedCategory, FittedNumber, FittedSet, FittedVector
 from trainer.model import Model
-from trainer.rows import FittedText
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput, OutputFeature, SetOutput, VectorOutput
+from trainer.stored_inputs import FittedText
 
 State: TypeAlias = Fitted | FittedText
 

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from trainer.features import Fitted, FittedCategory, FittedDate, FittedSet, FittedVector
 from trainer.layers import FullyConnected
-from trainer.rows import FittedText
 from trainer.schema.inputs import (
     CategoryInput,
     DenseCategory,
@@ -24,6 +23,7 @@ from trainer.schema.inputs import (
     SetInput,
     VectorInput,
 )
+from trainer.stored_inputs import FittedText
 
 
 class Embedding(nn.Module):

@@ -17,7 +17,7 @@ from cachestore.layout import is_id
 from cachestore.store import Store
 from trainer.checkpoint import NewRun, run_id
 from trainer.events import Clock
-from trainer.rows import Built
+from trainer.stored_inputs import Built
 
 
 def data_versions(store: Store, built: Mapping[str, Built]) -> dict[str, list[str]]:

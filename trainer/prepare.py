@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from cachestore.dataset import Dataset, SkippedCell, open_dataset
 from cachestore.errors import DataError
 from cachestore.store import Store
-from trainer import rows
+from trainer import rows, stored_inputs
 from trainer.assemble import State
 from trainer.batches import CachedBatches
 from trainer.events import Clock
-from trainer.rows import Built, Columns
+from trainer.rows import Columns
 from trainer.sampling import balanced, sampled
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput
 from trainer.split import split
+from trainer.stored_inputs import Built
 from trainer.streaming import StreamedBatches, streams
 
 SPLITS: Final = ("train", "validation", "test")
@@ -91,15 +92,15 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
 
     clock.begin("build")
     built = {
-        name: rows.build_texts(config, dataset, store, progress=clock.building(dataset.label))
+        name: stored_inputs.build_texts(config, dataset, store, progress=clock.building(dataset.label))
         for name, dataset in opened.items()
     }
 
     clock.begin("gather")
     limit = config.trainer.memory_bytes()
-    streamed = streams(limit, rows.nbytes(built.values()))
-    gathered = {name: rows.gather(build, store, limit if streamed else None) for name, build in built.items()}
-    texts = rows.fit_texts(config, gathered["train"], learnt_from)
+    streamed = streams(limit, stored_inputs.nbytes(built.values()))
+    gathered = {name: stored_inputs.gather(build, store, limit if streamed else None) for name, build in built.items()}
+    texts = stored_inputs.fit_texts(config, gathered["train"], learnt_from)
     joined = {
         name: rows.join(config, columns[name], gathered[name], texts, dataset.label) for name, dataset in opened.items()
     }

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from cachestore.errors import ConfigError, DataError
 from cachestore.store import Store, open_store
-from trainer import rows, train
+from trainer import stored_inputs, train
 from trainer.apply import predict
 from trainer.config import load_config
 from trainer.events import Clock
@@ -137,8 +137,8 @@ def test_a_missing_text_takes_the_vector_of_another(
         if indicator:
             assert found.batches["train"].missing["t"][:, 0].tolist() == [0, 0, 1, 0, 0]
         state = found.states["t"]
-        assert isinstance(state, rows.FittedText)
-        assert rows.FittedText.from_json(state.to_json()) == state
+        assert isinstance(state, stored_inputs.FittedText)
+        assert stored_inputs.FittedText.from_json(state.to_json()) == state
 
 
 def test_a_mode_needs_a_text(tmp_path: Path, store: Store) -> None:

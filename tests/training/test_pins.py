@@ -15,7 +15,7 @@ from cachestore import references
 from cachestore.errors import StoreError, StoreLocked
 from cachestore.manifest import FORGOTTEN, MISSING, SKIPPED
 from cachestore.store import Store
-from trainer import Run, evaluate, load_config, predict, rows, train
+from trainer import Run, evaluate, load_config, predict, rows, stored_inputs, train
 from trainer.events import Event, Notice, PhaseBegun
 
 CONFIG = {
@@ -178,8 +178,8 @@ def test_the_pin_of_a_replaced_run_that_cannot_be_dropped_is_told_and_the_new_ru
 
 def test_rows_that_were_forgotten_are_left_out_and_are_no_skipped_input() -> None:
     reasons = np.array([0, MISSING, SKIPPED, FORGOTTEN], np.uint8)
-    vectors = rows.Vectors(np.zeros((4, 2), np.float32), reasons, {})
-    states = {"text": rows.FittedText(2, True, {})}
+    vectors = stored_inputs.Vectors(np.zeros((4, 2), np.float32), reasons, {})
+    states = {"text": stored_inputs.FittedText(2, True, {})}
     joined = rows.join(load_config(CONFIG), None, {"text": vectors}, states, "data")
     assert joined.drop.tolist() == ["", "", "text: skipped", "text: forgotten"]
     assert joined.dropped() == {"text: skipped": 1, "text: forgotten": 1}
