@@ -19,7 +19,7 @@ from trainer import metrics
 LEVEL = 0.95
 RESAMPLES = 1000
 RESAMPLED_ROWS = 5_000
-_NUMBERS_AT_ONCE = 1 << 22
+_NUMBERS_AT_ONCE = 1 << 19  # of float64, some ten times over while a metric is computed
 
 
 @dataclass(frozen=True)

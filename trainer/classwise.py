@@ -15,9 +15,9 @@ from trainer.batches import Batches
 from trainer.bootstrap import Bootstrap
 from trainer.decoders import Classifier, SetDecoder
 
-_KEPT_AT_ONCE = 1 << 25  # probabilities: 128 MiB
-_LABELLED_AT_ONCE = 1 << 22  # labels of rows, as float64
-_RANKED_AT_ONCE = 1 << 20  # which takes some 150 bytes each
+_KEPT_AT_ONCE = 1 << 24  # probabilities: 64 MiB
+_LABELLED_AT_ONCE = 1 << 20  # labels of rows, as float64
+_RANKED_AT_ONCE = 1 << 18  # which takes some 150 bytes each
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def classwise(
     of_roc_auc, of_average_precision = torch.zeros(2, rows, dtype=torch.float64, device=batches.device)
     table: list[dict[str, Any]] = []
     labels: list[tuple[Tensor, Tensor]] = []  # of a set, of the rows that are resampled
-    for start, probabilities in _columns(decoder, rows, scores):
+    for start, probabilities in _columns(decoder, rows, batches.device, scores):
         places = torch.arange(start, start + len(probabilities), device=batches.device)[:, None]
         if best is None:
             said, so = probabilities >= threshold, targets[:, start : start + len(places)].T > 0.5
@@ -112,12 +112,17 @@ def _line(name: str, rows: int, predicted: int, right: int, roc_auc: float, aver
 
 
 def _columns(
-    decoder: Classifier | SetDecoder, rows: int, scores: Callable[[], Iterable[Tensor]]
+    decoder: Classifier | SetDecoder, rows: int, device: torch.device, scores: Callable[[], Iterable[Tensor]]
 ) -> Iterator[tuple[int, Tensor]]:
     """The probabilities of some classes, (classes, rows), and the place of the first of them."""
     kept, ranked = (max(1, most // rows) for most in (_KEPT_AT_ONCE, _RANKED_AT_ONCE))
     for start in range(0, len(decoder.classes), kept):
-        columns = torch.cat([decoder.predict(part)[:, start : start + kept] for part in scores()]).T.contiguous()
+        some = slice(start, start + kept)
+        columns = torch.empty(len(decoder.classes[some]), rows, device=device)
+        at = 0
+        for part in scores():
+            columns[:, at : at + len(part)] = decoder.predict(part)[:, some].T
+            at += len(part)
         for at in range(0, len(columns), ranked):
             yield start + at, columns[at : at + ranked]
 

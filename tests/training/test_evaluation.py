@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -31,6 +33,28 @@ from trainer.evaluation import final
 from trainer.model import Model
 
 NAMES = tuple("abcdefg")
+
+MEASURED = """
+import resource
+import torch
+from torch import nn
+from trainer.batches import CachedBatches
+from trainer.combiners import ConcatCombiner
+from trainer.decoders import CategoryClassifier, SoftmaxCrossEntropy
+from trainer.evaluation import final
+from trainer.model import Model
+
+names = tuple(map(str, range(77)))
+kind = CategoryClassifier().build(8, names, SoftmaxCrossEntropy(), top_k=3, where="kind")
+model = Model({"text": nn.Identity()}, (), ConcatCombiner().build({"text": 8}), {"kind": kind}, {"kind": 1.0})
+
+def evaluate(rows):
+    final(model, CachedBatches({"text": torch.randn(rows, 8)}, {"kind": torch.randint(77, (rows,))}))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+before = evaluate(10)
+print(evaluate(12_000) - before)
+"""
 
 
 def model_of(decoders: Mapping[str, Decoder]) -> Model:
@@ -134,6 +158,12 @@ def test_classes_a_few_at_a_time_give_the_same_result(monkeypatch: pytest.Monkey
             found = parts.outputs[name].metrics[metric].to_json()
             assert found == pytest.approx(estimate.to_json(), rel=1e-9, nan_ok=True)
         assert str(parts.outputs[name].classes) == str(output.classes)  # NaN is not equal to itself
+
+
+def test_an_evaluation_of_thousands_of_rows_takes_some_tens_of_megabytes() -> None:
+    """A run with a memory_limit ends with one."""
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, timeout=100, check=True)
+    assert int(done.stdout) < 100_000_000
 
 
 @pytest.mark.parametrize(("rows", "resampled"), [(2000, 5000), (4000, 1000)])
