@@ -288,12 +288,17 @@ def predict(
     model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False
 ) -> dict[str, Tensor]:
     """What each decoder predicts of every row, in order: probabilities or values, float32 on the CPU."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in model.outputs}
+    parts = list(predictions(model, batches, batch_size, mixed_precision))
+    return {name: torch.cat([part[name] for part in parts]) for name in model.outputs}
+
+
+def predictions(
+    model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """What ``predict`` gives, batch by batch: for what keeps little of it."""
     with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model)):
         for _, output in outputs(model, batches, batch_size, mixed_precision):
-            for name, scores in output.scores.items():
-                parts[name].append(model.decoder(name).predict(scores).cpu())
-    return {name: torch.cat(tensors) for name, tensors in parts.items()}
+            yield {name: model.decoder(name).predict(scores).cpu() for name, scores in output.scores.items()}
 
 
 def outputs(

@@ -149,8 +149,8 @@ def test_a_run_is_replaced_when_the_new_one_is_finished_and_other_files_stay(
 ) -> None:
     place = tmp_path / "run"
     written(place)
-    (place / "plots").mkdir()
-    (place / "plots" / "loss.svg").write_text("mine")
+    (place / "sketches").mkdir()
+    (place / "sketches" / "loss.svg").write_text("mine")
     output = place
     if through_a_link:
         output = tmp_path / "latest"
@@ -165,7 +165,7 @@ def test_a_run_is_replaced_when_the_new_one_is_finished_and_other_files_stay(
         checkpoint.write_summary(run.folder, {"epochs": 7})
         (place / "notes.txt").write_text("written meanwhile")
     assert checkpoint.read_summary(output) == {"epochs": 7}
-    assert contents(place).keys() == FILES | {"notes.txt", "plots/loss.svg"}
+    assert contents(place).keys() == FILES | {"notes.txt", "sketches/loss.svg"}
     assert output.is_symlink() == through_a_link
     assert {path.name for path in tmp_path.iterdir()} <= {"run", "latest"}
 

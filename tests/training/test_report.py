@@ -177,6 +177,26 @@ def test_kept_predictions_are_those_of_the_test_file_where_there_is_one(tmp_path
     assert right == pytest.approx(run.metrics["test"]["topic"]["accuracy"])
 
 
+def test_of_many_rows_some_at_even_distances_are_kept(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, held_out = (
+        write(tmp_path / "a.csv", with_free(messages(90))),
+        write(tmp_path / "b.csv", with_free(messages(50))),
+    )
+    given = everything()
+    given["trainer"] |= {"epochs": 2, "eval_batch_size": 7}
+    monkeypatch.setattr(sys.modules["trainer.report.collect"], "ROWS", 20)
+    run = train(given, data, store, test=held_out, output=tmp_path / "run")
+    _, held = kept.read(run.path)
+    assert held is not None
+    assert (held.rows.tolist(), held.of) == (list(range(0, 50, 3)), 50)
+    said = run.predict(held_out, store).columns
+    np.testing.assert_allclose(held.outputs["cost"].predicted, said["cost_predictions"][::3], rtol=1e-5)
+    np.testing.assert_allclose(held.outputs["topic"].probability, said["topic_probability"][::3], rtol=1e-5)
+    assert [row["cost"] for row in messages(50)][::3] == [f"{cost:.0f}" for cost in held.outputs["cost"].target]
+
+
 def test_a_file_that_is_gone_changed_or_too_large_is_said_to_be_so(tmp_path: Path, store: Store) -> None:
     rows = messages(120)
     for row in rows[::4]:

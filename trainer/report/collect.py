@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -48,18 +48,21 @@ def collect(
     held_by = None
     if split is not None:
         held_by, rows = prepared.held_out[split]
-        trainer = config.trainer
-        wide = {output.name for output in config.output_features if output.type in ("set", "vector")}
-        predicted = loop.predict(model, batches[split], trainer.eval_batch_size, trainer.use_mixed_precision)
+        targets = {name: target.cpu().numpy() for name, target in batches[split].targets.items()}
         # of a category one number a row is the least; sets and vectors are as wide as they are
-        width = max((found.shape[1] for name, found in predicted.items() if name in wide and found.ndim > 1), default=1)
+        width = max(target.shape[1] if target.ndim > 1 else 1 for target in targets.values())
         step = -(-len(rows) // max(1, min(ROWS, 4 * _NUMBERS // width)))
-        outcomes = {}
-        for output in config.output_features:
-            target = batches[split].targets[output.name].cpu().numpy()[::step]
-            scores = predicted[output.name].numpy()[::step]
-            outcomes[output.name] = _outcome(output, prepared.states[output.name], target, scores)
-        held = Kept(rows[::step], len(rows), outcomes)
+        parts: dict[str, list[Outcome]] = {output.name: [] for output in config.output_features}
+        trainer, at = config.trainer, 0
+        for found in loop.predictions(model, batches[split], trainer.eval_batch_size, trainer.use_mixed_precision):
+            stop = at + len(next(iter(found.values())))
+            first = -at % step
+            for output in config.output_features:
+                scores = np.ascontiguousarray(found[output.name].numpy()[first::step])
+                state, target = prepared.states[output.name], targets[output.name][at:stop][first::step]
+                parts[output.name].append(_outcome(output, state, target, scores, -(-len(rows) // step)))
+            at = stop
+        held = Kept(rows[::step], len(rows), {name: _joined(outcomes) for name, outcomes in parts.items()})
     sources = {
         name: Source(dataset.label, None if dataset.path is None else str(dataset.path.absolute()), dataset.digest())
         for name, dataset in prepared.opened.items()
@@ -83,7 +86,16 @@ def collect(
     return None if held_by is None else prepared.opened[held_by]
 
 
-def _outcome(output: OutputFeature, state: State, target: NDArray[Any], scores: NDArray[Any]) -> Outcome:
+def _joined(parts: Sequence[Outcome]) -> Outcome:
+    def whole(arrays: Sequence[NDArray[Any] | None]) -> Any:
+        there = [array for array in arrays if array is not None]
+        return np.concatenate(there) if there else None
+
+    return Outcome(*map(whole, zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+def _outcome(output: OutputFeature, state: State, target: NDArray[Any], scores: NDArray[Any], rows: int) -> Outcome:
+    """Of some of the ``rows`` that are kept."""
     match output, state:
         case BinaryOutput(threshold=threshold), FittedBinary():
             chosen = scores >= np.float32(threshold)
@@ -92,7 +104,7 @@ def _outcome(output: OutputFeature, state: State, target: NDArray[Any], scores: 
         case _, FittedCategory():
             best = scores.argmax(axis=1)
             probability = np.take_along_axis(scores, best[:, None], 1)[:, 0]
-            every = scores.astype(np.float16) if scores.size <= _NUMBERS else None
+            every = scores.astype(np.float16) if rows * scores.shape[1] <= _NUMBERS else None
             return Outcome(target.astype(np.int32), best.astype(np.int32), probability, every)
         case _, FittedNumber():
             return Outcome(np.asarray(state.restore(target), np.float32), scores)

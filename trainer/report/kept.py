@@ -80,7 +80,7 @@ class Facts:
 def write(run: Path, facts: Facts, kept: Kept | None) -> None:
     """Write both files."""
     if kept is not None:
-        arrays: dict[str, NDArray[Any]] = {"rows": kept.rows, "of": np.array(kept.of)}
+        arrays: dict[str, NDArray[Any]] = {"rows": np.ascontiguousarray(kept.rows), "of": np.array(kept.of)}
         for place, outcome in enumerate(kept.outputs.values()):
             values = vars(outcome).items()
             arrays |= {f"{place}.{name}": np.ascontiguousarray(array) for name, array in values if array is not None}
