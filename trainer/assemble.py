@@ -33,9 +33,11 @@ def build_model(config: Config, states: Mapping[str, State]) -> Model:
             dims[feature.name] += 1
     combiner = config.combiner.build(dims)
     decoders = {output.name: _decoder(output, states[output.name], combiner.dim) for output in config.output_features}
-    field = config.trainer.validation_field or config.output_features[0].name
-    if config.trainer.validation_metric is not None and field in decoders:
-        decoders[field].also_measure(config.trainer.validation_metric)
+    trainer = config.trainer
+    field = trainer.validation_field or config.output_features[0].name
+    if field in decoders:
+        for metric in filter(None, (trainer.validation_metric, trainer.learning_rate_scheduler.plateau_metric)):
+            decoders[field].also_measure(metric)
     weights = {output.name: output.loss.weight for output in config.output_features}
     return Model(encoders, missing, combiner, decoders, weights)
 

@@ -139,7 +139,7 @@ def digest(splits: Mapping[str, Batches]) -> str:
     for split, batches in splits.items():
         for name, tensor in batches.parts():
             found.update(f"{split} {name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            found.update(np.ascontiguousarray(tensor.cpu().numpy()).reshape(-1).view(np.uint8))
+            found.update(np.ascontiguousarray(tensor.cpu().numpy()).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 

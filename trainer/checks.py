@@ -11,15 +11,17 @@ from trainer.decoders import BinaryDecoder, Classifier, Decoder, NumberDecoder, 
 from trainer.feature_sections import Entry
 from trainer.metrics import ALIASES, COMBINED
 from trainer.schema.preparation import KFoldSplit, Preprocessing, StratifySplit
+from trainer.schema.training import TrainerConfig
 
-_DECODERS: Final[Mapping[str, type[Decoder]]] = {
+DECODERS: Final[Mapping[str, type[Decoder]]] = {
     "category": Classifier,
     "binary": BinaryDecoder,
     "number": NumberDecoder,
     "set": SetDecoder,
     "vector": VectorDecoder,
 }
-_METRICS: Final = {kind: decoder.metric_names for kind, decoder in _DECODERS.items()}
+_METRICS: Final = {kind: decoder.metric_names for kind, decoder in DECODERS.items()}
+LOSS: Final[tuple[str, ...]] = ("loss",)  # what all outputs have in common
 _SHOWN: Final = 12
 _VALIDATION: Final = ("validation_field", "validation_metric")
 
@@ -88,7 +90,7 @@ def _choose_validation(trainer: Mapping[str, Any], outputs: Sequence[Entry], fou
     }
     if field == COMBINED:
         if metric not in (None, "loss"):
-            found.append(_no_metric(str(metric), "'combined'", ("loss",)))
+            found.append(_no_metric(str(metric), "'combined'", LOSS))
         return {"validation_metric": "loss", "validation_field": names[0] if len(names) == 1 else COMBINED}
     if field is not None and field not in names:
         hint = nearest(field, names) or f"; choose one of {', '.join(names)}"
@@ -98,7 +100,7 @@ def _choose_validation(trainer: Mapping[str, Any], outputs: Sequence[Entry], fou
     every = tuple(dict.fromkeys(name for metrics in (known or _METRICS).values() for name in metrics))
     having = [name for name, metrics in known.items() if metric in metrics]
     usual = [
-        entry.name for entry in outputs if entry.name in having and _DECODERS[str(entry.kind)].default_metric == metric
+        entry.name for entry in outputs if entry.name in having and DECODERS[str(entry.kind)].default_metric == metric
     ]
     having = usual if len(usual) == 1 else having
     if field in known:
@@ -116,9 +118,23 @@ def _choose_validation(trainer: Mapping[str, Any], outputs: Sequence[Entry], fou
     return {}
 
 
-def _no_metric(metric: str, whose: str, metrics: Sequence[str]) -> str:
+def check_plateau(trainer: TrainerConfig, outputs: Sequence[Entry], found: list[str]) -> None:
+    """The metric by which the learning rate is reduced is one that the validation field has."""
+    metric = trainer.learning_rate_scheduler.plateau_metric
+    chosen = next((entry for entry in outputs if trainer.validation_field in (None, entry.name)), None)
+    if trainer.validation_field == COMBINED:
+        whose, metrics = "'combined'", LOSS
+    elif chosen is not None and chosen.kind in _METRICS:
+        whose, metrics = f"the output {chosen.name!r}", _METRICS[chosen.kind]
+    else:
+        return
+    if metric is not None and metric not in metrics:
+        found.append(_no_metric(metric, whose, metrics, "trainer.learning_rate_scheduler.reduce_eval_metric"))
+
+
+def _no_metric(metric: str, whose: str, metrics: Sequence[str], place: str = "trainer.validation_metric") -> str:
     who = f"{whose} has {metric!r}" if whose == "no output" else f"{whose} has no {metric!r}"
-    return f"trainer.validation_metric: {who}{nearest(metric, metrics)}; choose one of {', '.join(metrics)}"
+    return f"{place}: {who}{nearest(metric, metrics)}; choose one of {', '.join(metrics)}"
 
 
 def check_split(split: Any, entries: Sequence[Entry], found: list[str]) -> None:

@@ -17,7 +17,7 @@ from cachestore.dataset import Dataset
 from cachestore.errors import ConfigError
 from cachestore.yaml_source import shown
 from trainer import faults
-from trainer.checks import check_balance, check_columns, check_data, check_split, choose_validation
+from trainer.checks import check_balance, check_columns, check_data, check_plateau, check_split, choose_validation
 from trainer.combiners import Combiner, ComparatorCombiner
 from trainer.feature_sections import check_defaults, read_features
 from trainer.older_forms import Rewriting, rewrite
@@ -86,6 +86,7 @@ def _read(data: Mapping[str, Any], found: list[str], dataset: Dataset | None) ->
         chosen = choose_validation(data["trainer"], outputs, found)
         if sections["trainer"] is not None:
             sections["trainer"] = sections["trainer"].model_copy(update=chosen)
+            check_plateau(sections["trainer"], outputs, found)
     combiner = sections.get("combiner")
     if isinstance(combiner, ComparatorCombiner):
         found.extend(combiner.unknown([entry.name for entry in inputs if entry.name is not None]))

@@ -9,9 +9,10 @@ from typing import Final
 import torch
 from torch import nn
 
-from cachestore.errors import ConfigError, nearest
+from cachestore.errors import ConfigError
 from trainer import optim
 from trainer.batches import Batches
+from trainer.decoders import NumberDecoder
 from trainer.frozen import Frozen
 from trainer.layers import Dropout
 from trainer.loop import FitSettings
@@ -84,7 +85,7 @@ def fit_settings(config: Config, model: Model, train: Batches) -> FitSettings:
     """Settings of the loop. Raises ConfigError for a learning rate or batch size that cannot go with the rest."""
     trainer = config.trainer
     batch_size, accumulation = _batch_sizes(trainer)
-    _check_model(trainer, model, batch_size)
+    _check_model(trainer, model, batch_size, train.rows)
     field = trainer.validation_field or config.output_features[0].name
     kind, strength = trainer.regularization_type or "", trainer.regularization_lambda
     clipping = trainer.gradient_clipping
@@ -98,7 +99,7 @@ def fit_settings(config: Config, model: Model, train: Batches) -> FitSettings:
         validation_metric=trainer.validation_metric or model.decoder(field).default_metric,
         eval_batch_size=trainer.eval_batch_size,
         schedule=_schedule(trainer.learning_rate_scheduler),
-        plateau=_plateau(trainer.learning_rate_scheduler, model, field),
+        plateau=_plateau(trainer.learning_rate_scheduler),
         clipping=Clipping(clipping.clipglobalnorm, clipping.clipnorm, clipping.clipvalue),
         penalty=Penalty(l1=strength if "l1" in kind else 0.0, l2=strength if "l2" in kind else 0.0),
         early_stop=trainer.early_stop,
@@ -130,7 +131,7 @@ def _batch_sizes(trainer: TrainerConfig) -> tuple[int, int]:
     return whole // times, times
 
 
-def _check_model(trainer: TrainerConfig, model: Model, batch_size: int) -> None:
+def _check_model(trainer: TrainerConfig, model: Model, batch_size: int, rows: int) -> None:
     modules = list(model.modules())
     averaging = any(isinstance(module, nn.BatchNorm1d) for module in modules)
     if batch_size == 1 and averaging:
@@ -142,6 +143,13 @@ def _check_model(trainer: TrainerConfig, model: Model, batch_size: int) -> None:
             )
         if averaging:
             raise ConfigError("trainer.optimizer.type: lbfgs cannot go with norm: batch; use norm: layer, or none")
+        for name in model.outputs:
+            decoder = model.decoder(name)
+            if rows > batch_size and isinstance(decoder, NumberDecoder) and decoder.error.root:
+                raise ConfigError(
+                    f"trainer.optimizer.type: lbfgs takes {rows:,} rows {batch_size:,} at a time, and the loss of {name!r}, "
+                    f"{decoder.error.type}, is no mean over them; use mean_squared_error, which is least where its root is"
+                )
 
 
 def _auto(config: Config, model: Model, train: Batches) -> float:
@@ -170,15 +178,9 @@ def _schedule(scheduler: Scheduler) -> Schedule:
     )
 
 
-def _plateau(scheduler: Scheduler, model: Model, field: str) -> Plateau | None:
-    if not scheduler.reduce_on_plateau:
+def _plateau(scheduler: Scheduler) -> Plateau | None:
+    if (metric := scheduler.plateau_metric) is None:
         return None
-    names = model.decoder(field).metric_names
-    if (metric := scheduler.reduce_eval_metric) not in names:
-        raise ConfigError(
-            f"trainer.learning_rate_scheduler.reduce_eval_metric: the output {field!r} has no {metric!r}"
-            f"{nearest(metric, names)}; choose one of {', '.join(names)}"
-        )
     return Plateau(
         times=scheduler.reduce_on_plateau,
         patience=scheduler.reduce_on_plateau_patience,
@@ -194,6 +196,7 @@ def _hidden(config: Config) -> bool:
 
 def _magnitude(model: Model, train: Batches) -> float:
     """The mean over rows of the sum of absolute inputs."""
+    model.eval()  # dropout would draw, and batch norm learn
     with torch.no_grad():
-        batch = next(iter(train.in_order(_MEASURED_ROWS)))
+        batch = next(train.in_order(_MEASURED_ROWS))
         return float(sum(vector.abs().sum().item() for vector in model.encode(batch).values()) / batch.rows)

@@ -15,7 +15,8 @@ from trainer.optim import Gradients, Penalty
 class FullBatch:
     """The objective of ``model`` on ``train``: each output's loss over all rows, weighted and summed, and ``penalty``.
 
-    Calling it gives its value and sets the gradients; rows pass ``rows_at_once``, which changes it by rounding only.
+    Calling it gives its value and sets the gradients; rows pass ``rows_at_once``, which changes losses that are means over
+    rows by rounding only.
     ``passes`` counts calls; ``finite`` until one gave a loss that is not.
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachestore.dataset import Dataset, SkippedCell, open_dataset
-from cachestore.errors import DataError
+from cachestore.errors import ConfigError, DataError
 from cachestore.store import Store
 from trainer import rows, stored_inputs
 from trainer.assemble import State
@@ -104,11 +104,10 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     joined = {
         name: rows.join(config, columns[name], gathered[name], texts, dataset.label) for name, dataset in opened.items()
     }
-    batches = {name: joined["train"].select(parts == place) for place, name in enumerate(SPLITS)}
-    for name in ("validation", "test"):
-        if name in sources:
-            batches[name] = joined[name].select(np.ones(len(joined[name].drop), np.bool_))
-    batches["train"] = _balanced(config, joined["train"], parts == 0, clock) or batches["train"]
+    batches = {"train": _training(config, joined["train"], parts == 0, clock)}
+    for place, name in enumerate(SPLITS[1:], 1):
+        held = joined.get(name)
+        batches[name] = joined["train"].select(parts == place) if held is None else held.select(held.drop == "")
     held_out = {}
     for place, name in enumerate(SPLITS[1:], 1):
         own = name in sources
@@ -117,6 +116,16 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
             held_out[name] = (name if own else "train", np.flatnonzero(usable))
     dropped = _dropped(joined, parts)
     _require_rows(batches, opened, dropped)
+    scheduler = config.trainer.learning_rate_scheduler
+    if (
+        scheduler.plateau_metric is not None
+        and scheduler.reduce_eval_split == "validation"
+        and not batches["validation"].rows
+    ):
+        raise ConfigError(
+            "trainer.learning_rate_scheduler.reduce_eval_split: there are no validation rows. Give them by --validation or "
+            "preprocessing.split, or set it to training"
+        )
     return Prepared(
         opened=opened,
         batches=batches,
@@ -132,17 +141,17 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     )
 
 
-def _balanced(
+def _training(
     config: Config, joined: Columns, train: NDArray[np.bool_], clock: Clock
-) -> CachedBatches | StreamedBatches | None:
-    """The training rows with those of rare classes repeated, or of frequent ones left out; None when the config asks neither."""
+) -> CachedBatches | StreamedBatches:
+    """The training rows, with those of rare classes repeated or of frequent ones left out where the config asks for it."""
     places = np.flatnonzero(train & (joined.drop == ""))
     output = config.output_features[0].name
-    if not isinstance(config.output_features[0], CategoryOutput | BinaryOutput) or not len(places):
-        return None
-    chosen = balanced(joined.targets[output][places].astype(np.int64), config.preprocessing, config.random_seed)
+    chosen = None
+    if isinstance(config.output_features[0], CategoryOutput | BinaryOutput) and len(places):
+        chosen = balanced(joined.targets[output][places].astype(np.int64), config.preprocessing, config.random_seed)
     if chosen is None:
-        return None
+        return joined.select(train)
     clock.say(
         f"{len(chosen):,} training rows are made of {len(places):,}, to bring the classes of {output} nearer to each other."
     )

@@ -14,7 +14,9 @@ from cachestore.errors import ConfigError, TrainingDiverged
 from tests.training.heads import CLASSES, classifier, clusters, three_decoders, three_outputs
 from tests.training.test_loop import kinds
 from trainer.batches import CachedBatches
+from trainer.combiners import ConcatCombiner
 from trainer.config import load_config
+from trainer.decoders import NumberRegressor, RootMeanSquaredError
 from trainer.fitting import build_optimizer, fit_settings
 from trainer.full_batch import FullBatch
 from trainer.loop import EpochDone, FitResult, evaluate, fit
@@ -149,6 +151,15 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
 def test_settings_that_cannot_go_with_it_are_named(section: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         converge(classifier(), kinds(20), **section)
+
+
+def test_a_root_of_a_mean_is_refused_where_rows_pass_in_parts() -> None:
+    decoder = NumberRegressor().build(8, RootMeanSquaredError(), restore=None)
+    model = Model({"text": nn.Identity()}, (), ConcatCombiner().build({"text": 8}), {"kind": decoder}, {"kind": 1.0})
+    rows = CachedBatches({"text": torch.randn(50, 8)}, {"kind": torch.randn(50)})
+    assert converge(model, rows, epochs=1)[0].epochs == 1
+    with pytest.raises(ConfigError, match=r"lbfgs takes 50 rows 20 at a time, .* use mean_squared_error"):
+        converge(model, rows, epochs=1, batch_size=20)
 
 
 def test_the_mapping_of_c_leaves_the_bias_free() -> None:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tests.training.heads import classifier
 from tests.training.test_loop import SETTINGS, kinds
-from trainer.fitting import build_optimizer
+from trainer.config import load_config
+from trainer.fitting import build_optimizer, fit_settings
+from trainer.layers import Dropout
 from trainer.loop import evaluate, fit
 from trainer.optim import Adam, Optimizer, Schedule, Sgd, auto_learning_rate, functional
 from trainer.schema import Config
@@ -221,3 +223,18 @@ def test_the_auto_rate_falls_with_the_magnitude_of_the_inputs_and_with_depth() -
     assert auto_learning_rate(15.5, hidden=True) < auto_learning_rate(15.5, hidden=False)
     assert auto_learning_rate(0.0, hidden=False) == 3e-2
     assert auto_learning_rate(1e9, hidden=True) == 1e-4
+
+
+def test_the_automatic_learning_rate_is_not_one_of_chance() -> None:
+    """Its inputs may pass a module that drops some of them while it trains."""
+    model = classifier()
+    model.encoders[next(iter(model.encoders))] = Dropout(0.5)
+    given = {
+        "input_features": [{"name": "text", "type": "text", "encoder": "hashing"}],
+        "output_features": [{"name": "kind", "type": "category"}],
+        "trainer": {"learning_rate": "auto"},
+    }
+    before = torch.get_rng_state()
+    rates = {fit_settings(load_config(given), model, kinds(40)).learning_rate for _ in range(3)}
+    assert len(rates) == 1
+    assert torch.equal(torch.get_rng_state(), before)

@@ -163,6 +163,72 @@ def test_changed_data_is_refused(stopped: Path, tmp_path: Path) -> None:
         resume_run(stopped)
 
 
+def test_a_changed_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "SAVE_SECONDS", 0.0)
+    given = {**settings(), "input_features": [{"name": "wait", "type": "number"}]}
+
+    def interrupt(event: Any) -> None:
+        if getattr(event, "epoch", 0) == 4:
+            raise KeyboardInterrupt
+
+    with open_store(tmp_path / "store") as store, pytest.raises(KeyboardInterrupt):
+        train(given, data(tmp_path), store, output=tmp_path / "run", progress=interrupt)
+    rows = messages(90)
+    rows[5]["wait"] = "77"
+    write(tmp_path / "messages.csv", rows)
+    with pytest.raises(UsageError, match=r"not what the run at .* was trained on before"):
+        resume_run(tmp_path / "run")
+
+
+def test_a_run_that_was_moved_stays_where_it_is_named(stopped: Path, undisturbed: Path, tmp_path: Path) -> None:
+    moved = stopped.rename(tmp_path / "moved")
+    shutil.copytree(undisturbed, tmp_path / "run")  # another one at its old place
+    before = (tmp_path / "run" / checkpoint.MARK).read_bytes()
+    assert resume_run(moved).path == moved
+    assert_same(moved, undisturbed)
+    assert (tmp_path / "run" / checkpoint.MARK).read_bytes() == before
+
+
+@pytest.mark.timeout(200)
+def test_of_two_runs_that_were_stopped_the_later_goes_on(stopped: Path, undisturbed: Path, tmp_path: Path) -> None:
+    killed(tmp_path, "metrics", 2, config=settings(epochs=2), data=str(tmp_path / "messages.csv"))
+    assert resume_run(stopped).epochs == 2
+    assert not list(tmp_path.glob(".run.*"))
+
+
+def test_data_of_a_split_that_the_run_had_not_is_refused(stopped: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="had no test data"):
+        resume_run(stopped, test=tmp_path / "messages.csv")
+
+
+def test_a_state_of_a_gpu_does_not_go_on_without_one() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("here is one")
+    saved: list[resume.ResumeState] = []
+    model, rows = classifier(), kinds(40)
+    fit(
+        model,
+        rows,
+        None,
+        optimizer=Adam(model.parameters()),
+        settings=SETTINGS,
+        on_epoch=lambda _: None,
+        save=saved.append,
+    )
+    tensors = {**saved[0].tensors, "generator": {**saved[0].tensors["generator"], "cuda": torch.zeros(16)}}
+    state = resume.ResumeState(saved[0].counters, tensors)
+    with pytest.raises(UsageError, match="trained on a GPU, and there is none"):
+        fit(
+            model,
+            rows,
+            None,
+            optimizer=Adam(model.parameters()),
+            settings=SETTINGS,
+            on_epoch=lambda _: None,
+            resume=state,
+        )
+
+
 def test_a_state_that_is_damaged_is_named(stopped: Path) -> None:
     state = stopped / checkpoint.STATE
     state.write_bytes(state.read_bytes()[:100])

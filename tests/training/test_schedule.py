@@ -2,13 +2,20 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from cachestore.errors import ConfigError
+from cachestore.store import open_store
 from tests.training.heads import classifier
 from tests.training.test_loop import kinds, run
+from tests.training.test_run import config, messages, write
+from trainer import load_config, train
+from trainer.events import EpochDone, Event
 from trainer.optim import Plateau, Schedule
 
 
@@ -123,3 +130,47 @@ def test_the_rate_stays_while_the_training_loss_falls() -> None:
     plateau = Plateau(times=5, patience=1, factor=0.1, metric="loss", split="train")
     _, epochs = run(classifier(), kinds(60), epochs=6, plateau=plateau)
     assert {epoch.learning_rate for epoch in epochs} == {0.02}
+
+
+def standing_still(metric: str, split: str = "training", **trainer: Any) -> dict[str, Any]:
+    outputs = [{"name": "topic", "type": "category"}, {"name": "cost", "type": "number"}]
+    scheduler = {"reduce_on_plateau": 1, "reduce_on_plateau_patience": 0, "reduce_on_plateau_rate": 0.5}
+    scheduler |= {"reduce_eval_metric": metric, "reduce_eval_split": split}
+    section = {"epochs": 3, "learning_rate": 1e-9, "early_stop": -1, "learning_rate_scheduler": scheduler, **trainer}
+    return config(output_features=outputs, trainer=section)
+
+
+@pytest.mark.parametrize(
+    ("metric", "trainer"),
+    [
+        ("mcc", {}),
+        ("accuracy_micro", {}),
+        ("loss", {"validation_field": "combined"}),
+        ("r2", {"validation_field": "cost"}),
+    ],
+)
+def test_any_metric_of_the_validation_field_may_stand_still(tmp_path: Path, metric: str, trainer: Any) -> None:
+    data = write(tmp_path / "messages.csv", messages(60))
+    told: list[Event] = []
+    with open_store(tmp_path / "store") as store:
+        given = standing_still(metric, "validation", **trainer)
+        train(given, data, store, output=tmp_path / "run", progress=told.append)
+    found = [event.learning_rate for event in told if isinstance(event, EpochDone)]
+    assert found[-1] in (1e-9, 0.5e-9)
+
+
+def test_a_metric_that_the_validation_field_lacks_is_a_fault_of_the_config() -> None:
+    place = r"learning_rate_scheduler.reduce_eval_metric: "
+    with pytest.raises(ConfigError, match=place + r"the output 'topic' has no 'acuracy'; did you mean 'accuracy'\?"):
+        load_config(standing_still("acuracy"))
+    with pytest.raises(ConfigError, match=place + "'combined' has no 'accuracy'"):
+        load_config(standing_still("accuracy", validation_field="combined"))
+
+
+def test_a_plateau_of_validation_rows_needs_some(tmp_path: Path) -> None:
+    data = write(tmp_path / "messages.csv", messages(60))
+    with (
+        open_store(tmp_path / "store") as store,
+        pytest.raises(ConfigError, match="reduce_eval_split: there are no validation rows"),
+    ):
+        train(standing_still("loss", "validation"), data, store, test=data, output=tmp_path / "run")

@@ -132,5 +132,5 @@ class Sgd:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where the optimizer that gave ``state`` stood."""
-        saved = [state.get(f"momentum.{i}") for i in range(len(self.parameters))]
-        self._buffers = [None if buffer is None else buffer.clone() for buffer in saved]
+        saved = [(each, state.get(f"momentum.{i}")) for i, each in enumerate(self.parameters)]
+        self._buffers = [None if buffer is None else buffer.to(each.device, copy=True) for each, buffer in saved]

@@ -107,12 +107,15 @@ class Lbfgs:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where the optimizer that gave ``state`` stood."""
 
+        def placed(name: str) -> Tensor:
+            return state[name].to(self.parameters[0].device, copy=True)
+
         def listed(name: str) -> list[Tensor]:
             count = sum(key.startswith(f"{name}.") for key in state)
-            return [state[f"{name}.{i}"].clone() for i in range(count)]
+            return [placed(f"{name}.{i}") for i in range(count)]
 
         def one(name: str) -> Tensor | None:
-            return state[name].clone() if name in state else None
+            return placed(name) if name in state else None
 
         self._gradient_changes, self._weight_changes = listed("gradient_change"), listed("weight_change")
         self._curvatures = listed("curvature")

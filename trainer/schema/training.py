@@ -10,6 +10,7 @@ from pydantic.functional_validators import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from trainer.frozen import Frozen
+from trainer.metrics import ALIASES
 from trainer.schema.names import Share
 from trainer.schema.optimizers import LBFGS, SGD, Adam, AdamW, Optimizer
 
@@ -59,6 +60,11 @@ class Scheduler(Frozen):
     reduce_on_plateau_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     reduce_eval_metric: str = "loss"
     reduce_eval_split: Literal["training", "validation"] = "training"
+
+    @property
+    def plateau_metric(self) -> str | None:
+        """The metric that is to go on, None where the rate is never reduced."""
+        return ALIASES.get(self.reduce_eval_metric, self.reduce_eval_metric) if self.reduce_on_plateau else None
 
 
 class GradientClipping(Frozen):
