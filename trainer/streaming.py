@@ -25,9 +25,10 @@ from trainer.batches import Batch, bounds, named, widened
 _BLOCK: Final = 1 / 8
 _IN_MEMORY: Final = 1 / 4
 _PIECE: Final = 1 << 23  # bytes; the store copies what it checks several times over
-_NEIGHBOURS: Final = (
-    128  # rows that stay together when blocks are drawn: reading them one by one would read every page anew
-)
+_KEYS: Final = 1 << 16  # looked up at once, which takes some 200 bytes each
+_ROW: Final = 48  # bytes of a StoredVectors, twice over while splits are made of it
+# rows that stay together when blocks are drawn: reading them one by one would read every page anew
+_NEIGHBOURS: Final = 128
 
 
 def streams(limit: int | None, nbytes: int) -> bool:
@@ -86,7 +87,7 @@ def stored_vectors(store: Store, source: Manifest, column: str, limit: int) -> t
     Raises ConfigError when ``limit`` bytes are too few to read blocks, MissingVector where the store lost a vector.
     """
     described = source.column(column)
-    used = anonymous_memory() + 48 * source.rows
+    used = anonymous_memory() + 2 * _ROW * source.rows
     if used + 2 * limit * _BLOCK > limit:
         least = int(used / (1 - 2 * _BLOCK) / 1e6) + 1
         raise ConfigError(f"trainer.memory_limit: is too little; this data takes at least {least}MB")
@@ -96,15 +97,17 @@ def stored_vectors(store: Store, source: Manifest, column: str, limit: int) -> t
     for chunk_keys, chunk_reasons in stored.read_chunks(store.root, source, column):
         here = slice(at, at + len(chunk_keys))
         keys[here], reasons[here] = chunk_keys, chunk_reasons
-        places = np.flatnonzero(chunk_reasons == PRESENT)
-        found = store.index.lookup(chunk_keys[places].tolist())
-        lost = np.flatnonzero(found.shards < 0)
-        if len(lost):
-            raise MissingVector(
-                f"Data row {at + int(places[lost[0]])} (counted from 0) of column {column!r} has no vector in the store at "
-                f"{store.root}. Build the data set again to encode it."
-            )
-        shards[at + places], rows[at + places] = found.shards, found.rows
+        present = np.flatnonzero(chunk_reasons == PRESENT)
+        for start in range(0, len(present), _KEYS):
+            places = present[start : start + _KEYS]
+            found = store.index.lookup(chunk_keys[places].tolist())
+            lost = np.flatnonzero(found.shards < 0)
+            if len(lost):
+                raise MissingVector(
+                    f"Data row {at + int(places[lost[0]])} (counted from 0) of column {column!r} has no vector in the store at "
+                    f"{store.root}. Build the data set again to encode it."
+                )
+            shards[at + places], rows[at + places] = found.shards, found.rows
         at += len(chunk_keys)
     dtype = stored_dtype(described.spec)
     return StoredVectors(store, keys, shards, rows, described.dim, dtype, limit), reasons

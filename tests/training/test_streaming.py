@@ -40,6 +40,7 @@ def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_IN_MEMORY", 0.0)
     monkeypatch.setattr(streaming, "_BLOCK", 40 * 128 / LIMIT)
     monkeypatch.setattr(streaming, "_NEIGHBOURS", 8)
+    monkeypatch.setattr(streaming, "_KEYS", 50)
 
 
 def settings(limit: object, **changes: Any) -> dict[str, Any]:
