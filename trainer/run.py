@@ -91,7 +91,7 @@ def resume_run(
 
 
 def _begun(output: Path | None, data: Dataset) -> AbstractContextManager[checkpoint.NewRun]:
-    return checkpoint.new_run(output, _stem(data))
+    return checkpoint.new_run(output, stem(data))
 
 
 def _train(
@@ -237,5 +237,6 @@ def _started(prepared: Prepared, store: Store) -> resume.Started:
     )
 
 
-def _stem(dataset: Dataset) -> str:
+def stem(dataset: Dataset) -> str:
+    """What the directory of a run on this data is called, unless it is told."""
     return "run" if dataset.path is None else dataset.path.name.split(".")[0] or "run"

@@ -16,7 +16,7 @@ from cachestore.errors import ConfigError, UsageError
 from cachestore.store import Store, open_store
 from tests.training.test_run import config, everything, messages, write
 from trainer import train
-from trainer.events import Event, Notice
+from trainer.events import EpochDone, Event, Notice
 from trainer.schema.hyperopt import Hyperopt
 from trainer.schema.preparation import KFoldSplit, RandomSplit
 from trainer.sweep import Sweep, sweep
@@ -147,7 +147,7 @@ def test_seeds_and_folds_repeat_each_candidate_on_the_rows_they_share() -> None:
         (n, "topic") for n in range(3)
     ]
     assert plan.finals[0].preprocessing.split != splits[0]
-    assert plan.split == "test"
+    assert plan.objective.split == "test"
     for wrong in ({"folds": 1}, {"seeds": 0}, {"folds": 3, "files": True}):
         with pytest.raises(UsageError):
             make_plan(short_config(), **wrong)
@@ -290,12 +290,101 @@ def test_what_trials_are_ranked_by_is_looked_at_before_they_are_trained(
         ({"metric": "acuracy"}, "acuracy"),
         ({"metric": "accuracy", "goal": "minimize"}, "more accuracy is better"),
         ({"output_feature": "nobody", "metric": "accuracy"}, "nobody"),
+        ({"output_feature": "topik"}, r"hyperopt.output_feature: there is no output 'topik'; did you mean 'topic'\?"),
+        ({"metric": "acuracy"}, r"hyperopt.metric: the output 'topic' has no 'acuracy'; did you mean 'accuracy'\?"),
     ):
         with pytest.raises(ConfigError, match=why):
             sweep(with_section(**section), data, store, output=tmp_path / "sweep")
     with pytest.raises(ConfigError, match="there are no validation rows"):
         sweep(with_section(), data, store, test=data, output=tmp_path / "other")
     assert not list(tmp_path.glob("*/trials/*/trial.json"))
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"metric": "mcc"}, ("topic", "mcc", "maximize")),
+        ({"metric": "accuracy_micro"}, ("topic", "accuracy", "maximize")),
+        ({"metric": "loss", "goal": "minimize", "output_feature": "combined"}, ("topic", "loss", "minimize")),
+        ({"output_feature": "topic"}, ("topic", "accuracy", "maximize")),
+    ],
+)
+def test_trials_are_ranked_by_any_metric_under_any_of_its_names(
+    tmp_path: Path, store: Store, data: Path, section: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    given = with_section(**section)
+    given["trainer"]["validation_metric"] = "accuracy"  # what picks epochs need not be what ranks
+    board = sweep(given, data, store, output=tmp_path / "sweep").leaderboard
+    assert (board.field, board.metric, board.goal) == expected
+    assert [standing.rank for standing in board.standings] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("section", "trainer", "expected"),
+    [
+        ({"output_feature": "combined"}, {}, ("combined", "loss")),
+        ({}, {"validation_field": "combined"}, ("combined", "loss")),
+        ({"output_feature": "cost"}, {}, ("cost", "mean_squared_error")),
+        ({"output_feature": "cost", "metric": "r2"}, {"validation_field": "topic"}, ("cost", "r2")),
+    ],
+)
+def test_trials_of_several_outputs_are_ranked_by_one_or_all(
+    tmp_path: Path, store: Store, data: Path, section: Any, trainer: Any, expected: tuple[str, str]
+) -> None:
+    outputs = [{"name": "topic", "type": "category"}, {"name": "cost", "type": "number"}]
+    given = {**with_section(**section), "output_features": outputs}
+    given["trainer"] |= trainer
+    board = sweep(given, data, store, output=tmp_path / "sweep").leaderboard
+    assert (board.field, board.metric) == expected
+    assert [standing.rank for standing in board.standings] == [1, 2]
+    with pytest.raises(ConfigError, match=r"hyperopt.metric: 'combined' has no 'accuracy'"):
+        make_plan({**given, "hyperopt": {**given["hyperopt"], "metric": "accuracy", "output_feature": "combined"}})
+
+
+def test_an_older_trainer_section_keeps_its_validation_metric() -> None:
+    given = with_section(metric="mcc")
+    given["training"] = {**given.pop("trainer"), "validation_metric": "accuracy"}
+    plan = make_plan(given)
+    assert {trial.config.trainer.validation_metric for trial in plan.trials} == {"accuracy"}
+    assert plan.objective.metric == "mcc"
+
+
+def test_the_section_can_be_changed_as_any_other() -> None:
+    section = {"parameters": {"trainer.learning_rate": {"space": "uniform", "lower": 0.1, "upper": 0.2}}}
+    plan = make_plan(short_config(hyperopt=section), overrides=["hyperopt.executor.num_samples=3"])
+    assert len(plan.trials) == 3
+
+
+def test_columns_that_the_data_lacks_are_told_beside_other_faults(tmp_path: Path, store: Store, data: Path) -> None:
+    wrong = short_config(output_features=[{"name": "topik", "type": "category"}])
+    with pytest.raises(ConfigError) as error:
+        sweep(wrong, data, store, grids=["trainer.epochs=-1,-2"], output=tmp_path / "sweep")
+    assert "has no column 'topik'; did you mean 'topic'?" in str(error.value)
+    assert "trainer.epochs: must be greater than 0" in str(error.value)
+
+
+def test_lbfgs_trains_alone_and_the_others_together(tmp_path: Path, store: Store, data: Path) -> None:
+    given = short_config()
+    del given["trainer"]["learning_rate"]
+    done = sweep(given, data, store, grids=["trainer.optimizer.type=adam,lbfgs,adamw"], output=tmp_path / "sweep")
+    assert [result.together for result in done.results] == [2, 1, 2]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_epochs_are_told_as_long_as_a_trial_trains(tmp_path: Path, store: Store, data: Path, together: bool) -> None:
+    told: list[int] = []
+
+    def tell(event: Event) -> None:
+        if isinstance(event, EpochDone):
+            told.append(event.epoch)
+
+    grids = ["trainer.early_stop=1,-1"]
+    given = short_config(trainer={"epochs": 6, "batch_size": 16, "learning_rate": 1e-9})
+    done = sweep(given, data, store, grids=grids, output=tmp_path / "sweep", together=together, progress=tell)
+    first, second = (result.epochs for result in done.results)
+    assert first < second == 6
+    expected = range(1, 7) if together else [*range(1, first + 1), *range(1, 7)]
+    assert told[: len(expected)] == list(expected)
 
 
 def test_a_config_file_of_a_sweep_is_read_and_train_names_the_command(tmp_path: Path, store: Store, data: Path) -> None:

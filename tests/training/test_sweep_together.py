@@ -180,6 +180,31 @@ def test_a_trial_that_diverges_leaves_and_the_others_go_on() -> None:
         assert_same(members[place], curves[place], *lone)
 
 
+def test_the_weights_of_trials_that_ended_do_not_keep_the_stack_in_memory() -> None:
+    members, _ = together(RATES, Shape(), three_outputs(83), three_outputs(40, seed=1))
+    for member in members:
+        for parameter in member.model.parameters():
+            assert parameter.untyped_storage().nbytes() == parameter.nbytes
+
+
+def test_trials_may_slow_down_by_metrics_of_their_own() -> None:
+    shape, train, validation = Shape(), three_outputs(83), three_outputs(40, seed=1)
+    trials = [
+        Trial(
+            settings=replace(SETTINGS, plateau=Plateau(times=2, patience=0, factor=0.5, metric=metric, split="train"))
+        )
+        for metric in ("mcc", "log_loss")
+    ]
+    members = [trial.member(shape) for trial in trials]
+    for member, trial in zip(members, trials, strict=True):
+        assert trial.settings.plateau is not None
+        member.model.decoder("kind").also_measure(trial.settings.plateau.metric)
+    seen: list[EpochDone] = []
+    fit_together(members, train, validation, on_epoch=lambda _, epoch: seen.append(epoch), on_end=lambda *_: None)
+    assert {"mcc"} <= seen[0].metrics["train"]["kind"].keys()
+    assert {"log_loss"} <= seen[1].metrics["train"]["kind"].keys()
+
+
 def test_a_model_with_batch_norm_is_not_stacked() -> None:
     shape = Shape(layers=1, norm="batch")
     with pytest.raises(Unstackable, match="batch norm"):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from trainer.schema.preparation import Preprocessing
+from trainer.schema.training import LBFGS
 from trainer.sweep.plan import Trial
 
 # what trials of one stack may differ in: the optimizer of each steps its own parameters, at its own rate
@@ -40,6 +41,9 @@ def by_shape(trials: Iterable[Trial]) -> list[list[Trial]]:
         settings = trial.config.resolved()
         del settings["random_seed"]
         settings["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in _OWN}
+        settings["by_steps"] = not isinstance(
+            trial.config.trainer.optimizer, LBFGS
+        )  # it has no steps in common with others
         found.setdefault(json.dumps(_without_rates(settings), sort_keys=True), []).append(trial)
     return list(found.values())
 

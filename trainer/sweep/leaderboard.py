@@ -8,14 +8,11 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from cachestore.errors import ConfigError
-from trainer.batches import Batches
 from trainer.checkpoint import plain
-from trainer.metrics import DIRECTIONS
-from trainer.schema.hyperopt import Hyperopt
+from trainer.sweep.objective import Objective
 from trainer.sweep.plan import short
 from trainer.sweep.record import Result
 
@@ -79,40 +76,16 @@ class Leaderboard:
         return out.getvalue()
 
 
-def rank(results: Sequence[Result], settings: Hyperopt, split: str) -> Leaderboard:
-    """The candidates by the mean of the metric of their trials. Raises ConfigError when no trial has such a metric."""
-    first = next((result for result in results if result.error is None), None)
-    field, metric, goal = "", "", ""
-    if first is not None:
-        field, metric = settings.output_feature or first.field, settings.metric or first.metric
-        goal = _goal(metric, settings.goal)
+def rank(results: Sequence[Result], by: Objective) -> Leaderboard:
+    """The candidates by the mean of the metric of their trials."""
     by_candidate: dict[int, list[Result]] = {}
     for result in results:
         by_candidate.setdefault(result.candidate, []).append(result)
-    found = [_standing(trials, field, metric, split) for trials in by_candidate.values()]
-    sign = -1 if goal == "maximize" else 1
+    found = [_standing(trials, by) for trials in by_candidate.values()]
+    sign = -1 if by.goal == "maximize" else 1
     found.sort(key=lambda each: (math.isnan(each.mean), sign * each.mean if not math.isnan(each.mean) else 0.0))
-    ranked = [
-        each if math.isnan(each.mean) else Standing(**{**each.__dict__, "rank": place})
-        for place, each in enumerate(found, 1)
-    ]
-    return Leaderboard(field, metric, split, goal, tuple(ranked))
-
-
-def check(settings: Hyperopt, field: str, metrics: Sequence[str], split: str, batches: Mapping[str, Batches]) -> None:
-    """Raises ConfigError when trials cannot be ranked, before any is trained: no such rows, or no such metric.
-
-    ``field`` is the output that picks epochs, ``metrics`` those that it has.
-    """
-    if split not in batches:
-        raise ConfigError(
-            f"hyperopt.split: there are no {split} rows to rank trials by. Give them by --{split} or preprocessing.split"
-        )
-    asked = settings.output_feature or field
-    if settings.metric is not None and asked == field and settings.metric not in metrics:
-        raise ConfigError(f"hyperopt.metric: {field!r} has no {settings.metric!r}; choose one of {', '.join(metrics)}")
-    if settings.metric is not None:
-        _goal(settings.metric, settings.goal)
+    ranked = [each if math.isnan(each.mean) else replace(each, rank=place) for place, each in enumerate(found, 1)]
+    return Leaderboard(by.field, by.metric, by.split, by.goal, tuple(ranked))
 
 
 def plot(board: Leaderboard, results: Sequence[Result]) -> str:
@@ -171,8 +144,8 @@ def plot(board: Leaderboard, results: Sequence[Result]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _standing(trials: Sequence[Result], field: str, metric: str, split: str) -> Standing:
-    values = [_value(result, field, metric, split) for result in trials if result.error is None]
+def _standing(trials: Sequence[Result], by: Objective) -> Standing:
+    values = [_value(result, by.field, by.metric, by.split) for result in trials if result.error is None]
     errors = tuple(dict.fromkeys(result.error for result in trials if result.error is not None))
     whole = not errors and not any(math.isnan(value) for value in values)
     return Standing(
@@ -186,7 +159,7 @@ def _standing(trials: Sequence[Result], field: str, metric: str, split: str) -> 
         trials=tuple(result.number for result in trials),
         epochs=statistics.fmean(result.epochs for result in trials),
         seconds=sum(result.seconds for result in trials),
-        errors=errors or (() if whole else (f"{metric} is undefined",)),
+        errors=errors or (() if whole else (f"{by.metric} of {by.field!r} is undefined on the {by.split} rows",)),
     )
 
 
@@ -195,13 +168,3 @@ def _value(result: Result, field: str, metric: str, split: str) -> float:
         return math.nan
     found = result.metrics.get(split, {}).get(field, {}).get(metric)
     return math.nan if found is None else found
-
-
-def _goal(metric: str, goal: str | None) -> str:
-    own = "maximize" if DIRECTIONS.get(metric) == "max" else "minimize"
-    if goal is not None and metric in DIRECTIONS and goal != own:
-        better = "more" if own == "maximize" else "less"
-        raise ConfigError(
-            f"hyperopt.goal: {goal}, but {better} {metric} is better; leave goal out, it follows from metric"
-        )
-    return own

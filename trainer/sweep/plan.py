@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from cachestore import yaml_source
+from cachestore.dataset import Dataset
 from cachestore.errors import ConfigError, UsageError, nearest
 from cachestore.yaml_source import shown
 from trainer import faults
 from trainer.config import load_config
-from trainer.metrics import COMBINED
 from trainer.overrides import apply_override
 from trainer.schema import Config
 from trainer.schema.hyperopt import SPACES, Grid, Hyperopt
 from trainer.schema.preparation import GroupSplit, KFoldSplit, RandomSplit, StratifySplit
+from trainer.sweep.objective import Objective, objective, resolved, validation
 from trainer.sweep.space import grid, points
 
 SECTION: Final = "hyperopt"
@@ -42,18 +43,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every trial of a sweep, and what the winner of each candidate is trained with."""
+    """Every trial of a sweep, what the winner of each candidate is trained with, and what they are ranked by."""
 
-    settings: Hyperopt
     trials: tuple[Trial, ...]
     finals: tuple[Config, ...]
-    folds: int | None
-
-    @property
-    def split(self) -> str:
-        """The split that ranks: validation, and with folds the fold held out, unless the section says otherwise."""
-        chosen = self.settings.split or ("validation" if self.folds is None else "test")
-        return "train" if chosen == "training" else chosen
+    objective: Objective
 
 
 def make_plan(
@@ -64,22 +58,26 @@ def make_plan(
     folds: int | None = None,
     seeds: int = 1,
     files: bool = False,
+    data: Dataset | None = None,
 ) -> Plan:
     """The trials, in the order of the section: grids first, then draws; the folds and seeds of a candidate together.
 
     ``grids``: ``path=v1,v2``, each instead of that path in the section. ``files``: validation or test rows have a file, so
-    a config without a split has none. Raises ConfigError naming every fault of every trial.
+    a config without a split has none. Raises ConfigError naming every fault of every trial, beside others also the columns
+    that ``data`` lacks.
     """
     _check_counts(folds, seeds, files)
     base = _plain(source)
-    section = base.pop(SECTION, None)
     found: list[str] = []
     for override in overrides:
         try:
             apply_override(base, override)
         except ConfigError as error:
             found.append(str(error))
+    section = base.pop(SECTION, None)
     settings = _settings(section, [parse_grid(text) for text in grids], base, found)
+    if settings is not None:
+        settings = resolved(settings, _names(base, "output_features"), found)
     if settings is None or found:
         raise ConfigError(_report(source, found))
     if not settings.parameters and folds is None and seeds == 1:
@@ -91,15 +89,17 @@ def make_plan(
     candidates = points(settings, seed) if settings.parameters else [{}]
     configs: list[Config] = []
     faulty: dict[str, list[str]] = {}
+    chosen = validation(settings, base.get("trainer") or base.get("training"), settings.parameters)
     for values in candidates:
         try:
-            changes = [f"{path}={json.dumps(value)}" for path, value in _changes(values, settings, base.get("trainer"))]
-            configs.append(load_config(base, changes))
+            changes = [f"{path}={json.dumps(value)}" for path, value in [*values.items(), *chosen]]
+            configs.append(load_config(base, changes, data))
         except ConfigError as error:
             told = ", ".join(f"{path}={short(value)}" for path, value in values.items())
             _, _, lines = str(error).partition(": " if "\n" not in str(error) else ":\n")
             for line in lines.splitlines():
-                faulty.setdefault(line, []).append(told)
+                written = line.replace("trainer.validation_metric:", "hyperopt.metric:") if chosen else line
+                faulty.setdefault(written, []).append(told)
     if faulty:
         everywhere = len(candidates)
         raise ConfigError(
@@ -107,6 +107,9 @@ def make_plan(
                 source, [line if len(of) == everywhere else f"{line} (with {of[0]})" for line, of in faulty.items()]
             )
         )
+    ranked_by = objective(settings, configs[0], folds, found)
+    if found:
+        raise ConfigError(_report(source, found))
     pin = seed if seeds > 1 or "random_seed" in settings.parameters else None
     finals = tuple(_with_split(config, None, None, pin, files) for config in configs)
     trials: list[Trial] = []
@@ -116,7 +119,7 @@ def make_plan(
                 split = _with_split(config, folds, fold, pin, files)
                 own = split.model_copy(update={"random_seed": config.random_seed + repeat})
                 trials.append(Trial(len(trials), candidate, values, own.random_seed, fold, own))
-    return Plan(settings, tuple(trials), finals, folds)
+    return Plan(tuple(trials), finals, ranked_by)
 
 
 def parse_grid(text: str) -> tuple[str, tuple[Any, ...]]:
@@ -213,13 +216,10 @@ def _full_path(place: str, path: str, base: Mapping[str, Any], found: list[str])
         return path
     names: list[str] = []
     for side in _SIDES:
-        features = base.get(side)
-        for feature in features if isinstance(features, list) else []:
-            name = feature.get("name") if isinstance(feature, Mapping) else None
-            if isinstance(name, str):
-                names.append(name)
-                if path.startswith(f"{name}."):
-                    return f"{side}.{path}"
+        for name in _names(base, side):
+            names.append(name)
+            if path.startswith(f"{name}."):
+                return f"{side}.{path}"
     sections = [*Config.model_fields, "defaults", *names]
     found.append(
         f"{place}: no section or feature is called {first!r}{nearest(first, sections)}; a path is one as in --set"
@@ -227,16 +227,11 @@ def _full_path(place: str, path: str, base: Mapping[str, Any], found: list[str])
     return None
 
 
-def _changes(values: Mapping[str, Any], settings: Hyperopt, trainer: Any) -> list[tuple[str, Any]]:
-    """The values, and the metric that ranks as the one that picks the epoch unless the config names another."""
-    changes = list(values.items())
-    given = {key for key, value in trainer.items() if value is not None} if isinstance(trainer, Mapping) else set()
-    given |= {path.removeprefix("trainer.") for path in values}
-    if settings.metric is not None and "validation_metric" not in given and settings.output_feature != COMBINED:
-        changes.append(("trainer.validation_metric", settings.metric))
-        if settings.output_feature is not None and "validation_field" not in given:
-            changes.append(("trainer.validation_field", settings.output_feature))
-    return changes
+def _names(base: Mapping[str, Any], side: str) -> list[str]:
+    """Of features as written."""
+    features = base.get(side)
+    found = [each.get("name") for each in features if isinstance(each, Mapping)] if isinstance(features, list) else []
+    return [name for name in found if isinstance(name, str)]
 
 
 def _with_split(config: Config, folds: int | None, fold: int | None, pin: int | None, files: bool) -> Config:

@@ -10,6 +10,7 @@ winner/                  a run of the best candidate
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -64,10 +65,11 @@ def open_directory(output: Path | None, stem: str, plan: Plan) -> Path:
 
     One that holds the same sweep, finished or not, is taken up again. Raises UsageError for one that holds anything else.
     """
-    place = _free(stem) if output is None else output
     mark: dict[str, Json] = {"kind": _KIND, "format": FORMAT, "trials": len(plan.trials)}
     other = "Name a new directory with --output."
+    place = output or Path("runs")
     try:
+        place = _free(stem) if output is None else output
         if place.exists() and any(place.iterdir()):
             if _read(place / MARK) is None:
                 raise UsageError(f"{place} is not empty and holds no sweep. {other}")
@@ -113,10 +115,14 @@ def write_result(place: Path, result: Result, lines: Sequence[Mapping[str, Any]]
 
 
 def _free(stem: str) -> Path:
+    """A directory made now, so that no other sweep takes it."""
     number = 0
-    while (place := Path("runs") / (f"{stem}_sweep_{number}" if number else f"{stem}_sweep")).exists():
+    while True:
+        place = Path("runs") / (f"{stem}_sweep_{number}" if number else f"{stem}_sweep")
+        with contextlib.suppress(FileExistsError):
+            place.mkdir(parents=True)
+            return place
         number += 1
-    return place
 
 
 def _text(trial: Trial) -> str:

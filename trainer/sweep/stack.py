@@ -193,11 +193,12 @@ class StackTally:
         trials = len(self._models)
         for name, observed in self._observed.items():
             decoder = self._models[0].decoder(name)
+            measured = tuple(dict.fromkeys(metric for each in self._models for metric in each.decoder(name).measured))
             self._weights[name] += [_loss_weights(decoder, targets[name]) for _, targets in self._pending]
             scores = torch.cat([scores[name] for scores, _ in self._pending])
             targets = torch.cat([targets[name] for _, targets in self._pending])
             targets = targets.expand(-1, trials, *targets.shape[2:])
-            seen = decoder.observe(scores.flatten(0, 1), targets.flatten(0, 1))
+            seen = decoder.observe(scores.flatten(0, 1), targets.flatten(0, 1), measured)
             observed.append({key: values.view(-1, trials, *values.shape[1:]) for key, values in seen.items()})
         self._pending.clear()
         self._pending_scores = 0

@@ -94,6 +94,7 @@ def fit_together(
                     each.fit.judge(metrics)
                 except (TrainingDiverged, DataError) as error:
                     ended.append(each)
+                    _leave(each.member.model)
                     on_end(each.place, error)
                     continue
                 done = each.fit.done
@@ -114,6 +115,7 @@ def fit_together(
                     if each.fit.best:
                         each.member.model.load_state_dict(each.fit.best)
                     ended.append(each)
+                    _leave(each.member.model)
                     spent = time.perf_counter() - began
                     on_end(each.place, FitResult(done.epoch, done.best_epoch, spent, done.best_metrics))
             if ended:
@@ -184,6 +186,12 @@ def _pass(
         steps_of.step(rates)
         tally.add(output, batch)
     return tally, steps
+
+
+def _leave(model: Model) -> None:
+    """Have a model's parameters in memory of their own: views would keep the whole stack alive."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _seeded(member: Member) -> torch.Tensor:
