@@ -243,8 +243,9 @@ def test_the_threshold_decides_what_is_predicted_true() -> None:
     assert decoder.metrics(observed)["recall"] == pytest.approx(1 / 3)
 
 
-def test_weights_of_labels_multiply_their_loss() -> None:
+def test_weights_of_labels_multiply_their_loss_where_they_are_there_as_in_ludwig() -> None:
     scores, targets = torch.randn(5, 3), (torch.rand(5, 3) < 0.5).float()
     decoder = SetClassifier().build(2, NAMES, SigmoidCrossEntropy(class_weights={"b": 4.0}), 0.5, "tags")
     rows = nn.functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
-    assert decoder.loss(scores, targets).item() == pytest.approx((rows * torch.tensor([1.0, 4, 1])).mean().item())
+    weights = torch.where(targets > 0, torch.tensor([1.0, 4, 1]), 1.0)
+    assert decoder.loss(scores, targets).item() == pytest.approx((rows * weights).mean().item())

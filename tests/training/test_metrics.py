@@ -202,6 +202,10 @@ def test_percentage_errors_are_of_the_rows_whose_target_is_not_zero() -> None:
     decoder = VectorProjector().build(4, 2, MeanSquaredError())
     rows = torch.tensor([[0.0, 2.0], [0.0, 0.0]]), torch.tensor([[5.0, 1.0], [3.0, 3.0]])
     assert measured(decoder, rows[1], rows[0])["mean_absolute_percentage_error"] == 0.5
+    rows = torch.tensor([[0.0, 2.0], [4.0, 1.0]]), torch.tensor([[5.0, 1.0], [4.0, 2.0]])
+    assert (
+        measured(decoder, rows[1], rows[0])["mean_absolute_percentage_error"] == 0.5
+    )  # of three places, not of two rows
 
 
 def test_a_zero_is_still_one_after_normalisation() -> None:

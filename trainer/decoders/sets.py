@@ -20,7 +20,10 @@ LABELWISE = ("f1_macro", *CLASSWISE)  # need every label of every row
 
 
 class SigmoidCrossEntropy(Frozen):
-    """``weight`` of this output in the sum over outputs; ``class_weights`` multiply the loss of a label, 1 where none is given."""
+    """``weight`` of this output in the sum over outputs; ``class_weights`` multiply the loss of a label where it is there.
+
+    A label that is given none has 1; the loss where it is not there is as it is, so that a weight above 1 makes it predicted more often.
+    """
 
     type: Literal["sigmoid_cross_entropy"] = "sigmoid_cross_entropy"
     weight: LossWeight = 1.0
@@ -91,8 +94,10 @@ class SetDecoder(Decoder):
         return self.tempered(self.scores(self.stack(combined)))
 
     def loss(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy over rows and labels."""
-        return functional.binary_cross_entropy_with_logits(scores.float(), targets.float(), weight=self.class_weights)
+        """Mean cross entropy over rows and labels, divided by their number whatever the weights."""
+        return functional.binary_cross_entropy_with_logits(
+            scores.float(), targets.float(), pos_weight=self.class_weights
+        )
 
     def observe(self, scores: Tensor, targets: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """How many labels of each row are predicted, right, and both; for LABELWISE, also each label."""

@@ -63,12 +63,16 @@ class VectorDecoder(Decoder):
         return (targets != 0).sum() if self.error.relative else len(targets)
 
     def observe(self, scores: Tensor, targets: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """The mean error of each row, squared, absolute and relative (of places that are not 0), and the cosine to its target."""
+        """The mean error of each row, squared and absolute, the sum of its relative ones over its ``places`` that are not 0, and the
+        cosine to its target.
+        """
         error = scores.float() - targets
+        relative = metrics.relative(error, targets).abs()
         return {
             "squared": error.square().mean(dim=1),
             "absolute": error.abs().mean(dim=1),
-            "relative": metrics.relative(error, targets).abs().nanmean(dim=1),
+            "relative": relative.nansum(dim=1),
+            "places": (~relative.isnan()).sum(dim=1),
             "cosine": functional.cosine_similarity(scores.float(), targets, dim=1),
         }
 
@@ -79,7 +83,8 @@ class VectorDecoder(Decoder):
             "mean_squared_error": squared,
             "root_mean_squared_error": squared.sqrt(),
             "mean_absolute_error": metrics.mean(observed["absolute"], weights),
-            "mean_absolute_percentage_error": metrics.mean_where_defined(observed["relative"], weights),
+            "mean_absolute_percentage_error": (weights @ observed["relative"])
+            / (weights @ observed["places"].double()),
             "cosine_similarity": metrics.mean(observed["cosine"], weights),
         }
         return {name: found[name] for name in names}
