@@ -11,11 +11,13 @@ from typing import Final
 
 _LATER: Final = "not supported yet; leave it out"
 _NO_LLM: Final = "not supported yet; text goes through a frozen encoder, see input_features.…encoder"
-_FLOW: Final = "not supported yet; every output reads the combiner's vector"
+_FLOW: Final = "not supported yet; leave it out: every output reads the combiner's vector"
 _UNDER_ENCODER: Final = "belongs under encoder"
 _ONE_WORKER: Final = "not supported yet; leave it out: training runs in one process"
 _IN_TRANSFORM: Final = "belongs to the encoder, which knows what its weights were trained on; leave it out"
 _IN_ENCODER: Final = "not supported yet; the encoder's own tokenizer cuts the text"
+_FROM_DATA: Final = "follows from the data; leave it out"
+_NO_FILL: Final = "features of this type have none; choose another missing_value_strategy"
 
 KEYS: Final[Mapping[str, Mapping[str, str]]] = {
     "": {
@@ -38,6 +40,7 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         **dict.fromkeys(
             (
                 "bucketing_field",
+                "eval_steps",
                 "can_tune",
                 "enable_profiling",
                 "increase_batch_size_eval_metric",
@@ -84,8 +87,9 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "input_features.preprocessing": {
         "max_sequence_length": "belongs under encoder",
-        "computed_fill_value": _LATER,
-        "computed_outlier_fill_value": _LATER,
+        "computed_fill_value": _FROM_DATA,
+        "computed_outlier_fill_value": _FROM_DATA,
+        "fill_value": _NO_FILL,
         "cache_encoder_embeddings": "only encoders of text and images are cached; leave it out",
         **dict.fromkeys(
             (
@@ -111,6 +115,7 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         "num_processes": _LATER,
         **dict.fromkeys(
             (
+                "compute_idf",
                 "lowercase",
                 "most_common",
                 "ngram_size",
@@ -128,13 +133,9 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "input_features.encoder": dict.fromkeys(
         (
-            "dropout",
-            "embedding_initializer",
-            "embeddings_on_cpu",
-            "embeddings_trainable",
-            "pretrained_embeddings",
-            "skip",
-            "vocab",
+            *("activation", "bias_initializer", "dropout", "embedding_initializer", "embeddings_on_cpu"),
+            *("embeddings_trainable", "fc_layers", "input_size", "norm", "norm_params", "num_fc_layers", "output_size"),
+            *("pretrained_embeddings", "representation", "skip", "use_bias", "vocab", "weights_initializer"),
         ),
         _LATER,
     ),
@@ -145,22 +146,34 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         "reduce_dependencies": _FLOW,
         "default_validation_metric": "not supported yet; use trainer.validation_field and trainer.validation_metric",
         "num_fc_layers": "belongs under decoder",
+        "vector_size": "belongs under preprocessing",
+        "input_size": _FROM_DATA,
+        "num_classes": _FROM_DATA,
+        "softmax": _LATER,
         "proc_column": _LATER,
     },
-    "output_features.preprocessing": dict.fromkeys(
-        ("lowercase", "most_common", "vocab", "prompt", "fallback_label", "outlier_strategy", "outlier_threshold"),
-        _LATER,
-    ),
+    "output_features.preprocessing": {
+        **dict.fromkeys(
+            ("lowercase", "most_common", "vocab", "prompt", "fallback_label", "outlier_strategy", "outlier_threshold"),
+            _LATER,
+        ),
+        **dict.fromkeys(("computed_fill_value", "computed_outlier_fill_value"), _FROM_DATA),
+        "fill_value": _NO_FILL,
+        "cache_encoder_embeddings": "only inputs have encoders; leave it out",
+    },
     "output_features.decoder": {
         "clip": "stands at the output feature",
+        "output_size": "follows from the data; fc_output_size is that of the layers before",
         **dict.fromkeys(
             (
+                "activation",
                 "bias_initializer",
                 "fc_bias_initializer",
                 "fc_norm_params",
                 "fc_weights_initializer",
                 "input_size",
                 "mc_dropout_samples",
+                "multiplier",
                 "num_classes",
                 "weights_initializer",
             ),

@@ -33,6 +33,22 @@ _LUDWIG_ONLY_KEYS = {
     "pretrained_kwargs": "not supported yet",
     "saved_weights_in_checkpoint": "not supported yet",
     "use_pretrained": "the store always uses the pretrained weights",
+    **dict.fromkeys(("skip", "vocab"), "not supported yet"),
+    **dict.fromkeys(
+        (
+            *(
+                "attention_probs_dropout_prob",
+                "classifier_dropout",
+                "gradient_checkpointing",
+                "hidden_act",
+                "hidden_size",
+            ),
+            *("hidden_dropout_prob", "initializer_range", "intermediate_size", "layer_norm_eps", "num_attention_heads"),
+            *("max_position_embeddings", "num_hidden_layers", "pad_token_id", "position_embedding_type", "vocab_size"),
+            "type_vocab_size",
+        ),
+        "it is that of the pretrained weights; leave it out",
+    ),
 }
 
 

@@ -343,6 +343,10 @@ def test_settings_have_the_documented_defaults() -> None:
         ({"type": "bert", "reduce_output": "concat"}, ["choose one of mean, sum, max, cls_pooled, last"]),
         ({"type": "bert", "reduce_output": ["mean"]}, ["encoder.reduce_output: ['mean'] is not a pooling"]),
         ({"type": "bert", "trainable": True}, ["encoder.trainable: cannot be set here: encoders of the store are"]),
+        (
+            {"type": "bert", "hidden_size": 768},
+            ["encoder.hidden_size: cannot be set here: it is that of the pretrained"],
+        ),
         ({"type": "bert", "max_sequence_length": "8"}, ["encoder.max_sequence_length: input should be a valid int"]),
         ({"type": "bert", "normalize": 1}, ["encoder.normalize: input should be a valid boolean, not 1"]),
         ({"type": "hashing", "ngram_range": [2, 1]}, ["encoder.ngram_range: [2, 1] is empty"]),

@@ -435,6 +435,29 @@ def test_a_key_in_the_wrong_place_is_shown_its_own(sections: dict[str, Any], lin
     assert fault(mapping(**sections)) == line
 
 
+@pytest.mark.parametrize(
+    ("side", "written", "place"),
+    [
+        ("input_features", {"type": "vector", "encoder": {"fc_layers": []}}, "encoder.fc_layers"),
+        ("input_features", {"type": "set", "encoder": {"representation": "dense"}}, "encoder.representation"),
+        ("input_features", {"type": "binary", "preprocessing": {"fill_value": 1}}, "preprocessing.fill_value"),
+        ("output_features", {"type": "vector", "vector_size": 2}, "vector_size"),
+        ("output_features", {"type": "vector", "softmax": False}, "softmax"),
+        ("output_features", {"type": "vector", "decoder": {"multiplier": 1.0}}, "decoder.multiplier"),
+        ("output_features", {"type": "number", "decoder": {"output_size": 1}}, "decoder.output_size"),
+        (
+            "output_features",
+            {"type": "category", "preprocessing": {"computed_fill_value": "a"}},
+            "preprocessing.computed_fill_value",
+        ),
+    ],
+)
+def test_keys_of_ludwig_are_no_typos(side: str, written: dict[str, Any], place: str) -> None:
+    line = fault(mapping(**{side: [{"name": "x", **written}]}))
+    assert line.startswith(f"{side}.x.{place}: ")
+    assert "unknown key" not in line
+
+
 def test_the_table_of_what_is_lacking_has_nothing_that_is_there() -> None:
     config = load_config(mapping()).resolved()
     assert not ludwig.KEYS[""].keys() & config.keys()
