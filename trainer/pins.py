@@ -15,8 +15,9 @@ from cachestore import references
 from cachestore.errors import DamageError, StoreError
 from cachestore.layout import is_id
 from cachestore.store import Store
-from trainer.checkpoint import NewRun, run_id
+from trainer.checkpoint import run_id
 from trainer.events import Clock
+from trainer.run_directory import NewRun
 from trainer.stored_inputs import Built
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from cachestore.dataset import Dataset, open_dataset
 from cachestore.errors import UsageError
 from cachestore.store import Store
-from trainer import checkpoint, loop, pins, report, resume
+from trainer import checkpoint, loop, pins, report, resume, run_directory
 from trainer.apply import evaluate, predict
 from trainer.assemble import build_model, default_device, start_at_means
 from trainer.batches import Batches, digest
@@ -56,7 +56,7 @@ def train(
     given = {name: source for name, source in sources.items() if source is not None}
     target = None if output is None else Path(output)
     if target is not None:
-        checkpoint.check_output(target)
+        run_directory.check_output(target)
     with opened(store) as there:
         return _train(with_models_placed(config), given, there, partial(_begun, target), progress)
 
@@ -75,7 +75,7 @@ def resume_run(
     It takes up its config, its data, of which only what was in memory has to be given again, and by default its store.
     Raises UsageError when there is no such run, it is finished, a process still trains it, or its data changed.
     """
-    folder = checkpoint.unfinished(Path(path))
+    folder = run_directory.unfinished(Path(path))
     started = resume.read_started(folder)
     given = {"train": data, "validation": validation, "test": test}
     for name, source in given.items():
@@ -87,18 +87,18 @@ def resume_run(
             raise UsageError(f"The run at {path} had its {name} data in memory. Give it again.")
     config = load_config(checkpoint.read_config(folder))
     with opened(started.store if store is None else store) as there:
-        return _train(config, sources, there, lambda _: checkpoint.continued(Path(path), folder), progress)
+        return _train(config, sources, there, lambda _: run_directory.continued(Path(path), folder), progress)
 
 
-def _begun(output: Path | None, data: Dataset) -> AbstractContextManager[checkpoint.NewRun]:
-    return checkpoint.new_run(output, stem(data))
+def _begun(output: Path | None, data: Dataset) -> AbstractContextManager[run_directory.NewRun]:
+    return run_directory.new_run(output, stem(data))
 
 
 def _train(
     config: Config,
     sources: Mapping[str, Any],
     store: Store,
-    place_of: Callable[[Dataset], AbstractContextManager[checkpoint.NewRun]],
+    place_of: Callable[[Dataset], AbstractContextManager[run_directory.NewRun]],
     progress: Listener | None,
 ) -> Run:
     if config.preprocessing.split is None and len(sources) == 1:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cachestore.errors import ConfigError, DamageError, UsageError
-from trainer import checkpoint, load_config
+from trainer import checkpoint, load_config, run_directory
 
 FILES = {"run.json", "config.yaml", "metrics.jsonl", "model.json", "model.safetensors", "summary.json"}
 
@@ -22,7 +22,7 @@ def written(path: Path) -> nn.Linear:
     """A finished run at ``path``."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    with checkpoint.new_run(path, "train") as run:
+    with run_directory.new_run(path, "train") as run:
         checkpoint.write_config(run.folder, {"input_features": [{"name": "ä"}]})
         checkpoint.append_metrics(run.folder, {"epoch": 1, "metrics": {"kind": {"roc_auc": math.nan}}})
         checkpoint.append_metrics(run.folder, {"epoch": 2})
@@ -127,7 +127,7 @@ def test_what_is_no_run_is_named_as_what_it_is(tmp_path: Path) -> None:
     checkpoint.write_config(tmp_path, {})
     with pytest.raises(UsageError, match="is not a run"):
         checkpoint.read_model(tmp_path)
-    with checkpoint.new_run(tmp_path / "begun", "train"):
+    with run_directory.new_run(tmp_path / "begun", "train"):
         pass
     with pytest.raises(UsageError, match="did not finish"):
         checkpoint.read_model(tmp_path / "begun")
@@ -137,7 +137,7 @@ def test_default_directories_are_numbered(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     made = []
     for _ in range(3):
-        with checkpoint.new_run(None, "train") as run:
+        with run_directory.new_run(None, "train") as run:
             made.append(run)
     assert [run.path for run in made] == [Path("runs/train"), Path("runs/train_1"), Path("runs/train_2")]
     assert all(run.folder == run.path and run.path.is_dir() for run in made)
@@ -155,7 +155,7 @@ def test_a_run_is_replaced_when_the_new_one_is_finished_and_other_files_stay(
     if through_a_link:
         output = tmp_path / "latest"
         output.symlink_to(place)
-    with checkpoint.new_run(output, "train") as run:
+    with run_directory.new_run(output, "train") as run:
         assert run.path == output
         assert run.folder.parent == tmp_path
         assert checkpoint.read_summary(place)["epochs"] == 2
@@ -176,7 +176,7 @@ def test_a_rerun_that_fails_leaves_the_finished_run(tmp_path: Path, error: type[
     before = contents(tmp_path)
 
     def fail() -> None:
-        with checkpoint.new_run(tmp_path / "run", "train") as run:
+        with run_directory.new_run(tmp_path / "run", "train") as run:
             checkpoint.append_metrics(run.folder, {"epoch": 1})
             assert (run.folder / "metrics.jsonl").stat().st_size
             raise error("x")
@@ -202,7 +202,7 @@ def test_a_run_that_cannot_be_replaced_stays_and_so_does_the_new_one(
         Path(source).rename(target)
 
     def replace() -> None:
-        with checkpoint.new_run(tmp_path / "run", "train") as run:
+        with run_directory.new_run(tmp_path / "run", "train") as run:
             checkpoint.append_metrics(run.folder, {"epoch": 1})
             monkeypatch.setattr(os, "rename", rename)
 
@@ -217,7 +217,7 @@ def test_a_run_that_cannot_be_replaced_stays_and_so_does_the_new_one(
 
 def test_a_new_run_that_fails_is_left_as_far_as_it_got_and_may_be_replaced(tmp_path: Path) -> None:
     def fail() -> None:
-        with checkpoint.new_run(tmp_path / "run", "train") as run:
+        with run_directory.new_run(tmp_path / "run", "train") as run:
             checkpoint.append_metrics(run.folder, {"epoch": 1})
             raise KeyboardInterrupt
 
@@ -241,7 +241,7 @@ THEIRS = {
 def test_a_directory_that_is_no_run_is_refused_untouched(tmp_path: Path, theirs: str) -> None:
     for name, text in THEIRS[theirs].items():
         (tmp_path / name).write_text(text)
-    for attempt in (lambda: written(tmp_path), lambda: checkpoint.check_output(tmp_path)):
+    for attempt in (lambda: written(tmp_path), lambda: run_directory.check_output(tmp_path)):
         with pytest.raises(UsageError, match="is not empty and holds no run"):
             attempt()
     assert {name: text.decode() for name, text in contents(tmp_path).items()} == THEIRS[theirs]

@@ -17,7 +17,7 @@ from cachestore.store import open_store
 from tests.training.heads import classifier
 from tests.training.test_loop import SETTINGS, kinds
 from tests.training.test_run import config, messages, write
-from trainer import checkpoint, resume, resume_run, train
+from trainer import checkpoint, resume, resume_run, run_directory, train
 from trainer.loop import fit
 from trainer.optim import Adam, Lbfgs, Plateau, Schedule, Sgd
 
@@ -238,7 +238,7 @@ def test_a_state_that_is_damaged_is_named(stopped: Path) -> None:
 
 def test_a_run_that_another_process_trains_is_left_alone(stopped: Path) -> None:
     with (
-        checkpoint.continued(stopped, stopped),
+        run_directory.continued(stopped, stopped),
         pytest.raises(UsageError, match="being trained by another process"),
     ):
         resume_run(stopped)
