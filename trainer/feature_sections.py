@@ -175,7 +175,11 @@ def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> A
             faulty.append(Fault(("encoder", "trainable"), why))
         if adapter is not None:
             faulty.append(Fault(("encoder", "adapter"), f"{_NO_END_TO_END}; leave it out"))
-        value = {key: item for key, item in value.items() if key not in ("trainable", "adapter")}
+        value = {
+            key: item
+            for key, item in value.items()
+            if key not in ("trainable", "adapter") and not (kind == "text" and key == "use_pretrained" and item is True)
+        }
     parsed, wrong = _parsed(value, types)
     written = value.get("type") if isinstance(value, Mapping) else None
     if isinstance(value, Mapping) and any(fault.path == _TYPE for fault in wrong):

@@ -119,7 +119,13 @@ def test_a_frozen_cached_encoder_as_ludwig_writes_it() -> None:
     written = {
         "name": "review",
         "type": "text",
-        "encoder": {"type": "bert", "trainable": False, "adapter": None, "reduce_output": "avg"},
+        "encoder": {
+            "type": "bert",
+            "trainable": False,
+            "adapter": None,
+            "use_pretrained": True,
+            "reduce_output": "avg",
+        },
         "preprocessing": {"cache_encoder_embeddings": True},
     }
     text = load_config(mapping(input_features=[written])).input_features[0]
