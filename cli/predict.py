@@ -56,6 +56,8 @@ def command(
         raise UsageError(
             f"{output_file}: predictions are written as .csv or .parquet. Give the file one of these names."
         )
+    if output_file is not None and output_file.exists() and data.exists() and output_file.samefile(data):
+        raise UsageError(f"{output_file} is DATA itself, which the predictions would replace. Name another file.")
     out = output.Output(as_json, quiet)
     with options.open_store(store, out) as opened, watching(out) as progress:
         predictions = predict(run, data, opened, progress=progress)

@@ -154,7 +154,9 @@ def _read_of_run(run: Path, name: str) -> dict[str, Any]:
     path = run / name
     data = _read(path)
     if data is None:
-        raise UsageError(f"The run at {run} did not finish and has no model. Go on with it (train --resume), or train again.")
+        raise UsageError(
+            f"The run at {run} did not finish and has no model. Go on with it (train --resume), or train again."
+        )
     try:
         found = json.loads(data)
     except ValueError as error:

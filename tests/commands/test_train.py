@@ -273,3 +273,15 @@ def test_faults_of_a_config_are_reported_together(command: Command, data: Path, 
     assert "trainer.epoch" in message
     assert "did you mean 'number'" in message
     assert not store.exists()
+
+
+def test_predictions_do_not_replace_the_data_they_are_of(
+    command: Command, run: Path, data: Path, store: Path, tmp_path: Path
+) -> None:
+    before = data.read_bytes()
+    (tmp_path / "link.csv").symlink_to(data)
+    for output in (data, tmp_path / "link.csv"):
+        done = command("predict", run, data, "-o", output, "--store", store)
+        assert done.code == 2
+        assert "is DATA itself" in done.err
+    assert data.read_bytes() == before
