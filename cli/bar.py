@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cli.output import visible
+from cli.visible import visible
 
 if TYPE_CHECKING:
     from cachestore.built import Progress as BuildProgress

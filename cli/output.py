@@ -6,13 +6,14 @@ import contextlib
 import io
 import json
 import os
-import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
+
+from cli.visible import visible
 
 if TYPE_CHECKING:
     from cachestore.built import Progress
@@ -29,7 +30,6 @@ _KEPT = dict.fromkeys(
     "forget": "; a forget that has begun is finished by: cachestore forget --resume",
     "sweep": "; trials that are finished are kept: start it again with the same --output",
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a file's name may hold, and a terminal obeys
 
 
 class ResultLost(Exception):
@@ -190,11 +190,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def visible(text: str) -> str:
-    """``text`` with what a terminal would obey written out, as ``\\x1b``."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _result(text: str) -> None:
