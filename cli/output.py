@@ -24,9 +24,8 @@ SKIPPED_ROWS = 5
 INTERRUPTED = 130
 TERMINATED = 143
 SKIPPED_SHOWN = 5
-_KEPT = dict.fromkeys(
-    ("build", "train", "predict", "evaluate", "import", "demo"), "; vectors already stored are kept"
-) | {
+_KEPT = dict.fromkeys(("build", "predict", "evaluate", "import", "demo"), "; vectors already stored are kept") | {
+    "train": "; vectors already stored are kept, and a run that has begun goes on with: cachestore train --resume RUN",
     "forget": "; a forget that has begun is finished by: cachestore forget --resume",
     "sweep": "; trials that are finished are kept: start it again with the same --output",
 }

@@ -32,7 +32,7 @@ from cachestore.dataset import open_dataset
 from cachestore.errors import DataError
 from cachestore.tables import is_frame
 from trainer import apply, checkpoint, pins
-from trainer.features.look import look
+from trainer.features.look import Column, look
 from trainer.record import Predictions
 from trainer.rows import reasons
 from trainer.run import train
@@ -142,7 +142,7 @@ class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             asked = {_TEXT: {"type": "text"}}
         else:
             seen = look(open_dataset(dict(columns)))
-            asked = {name: {"type": column.kind} for name, column in seen.items() if column.kind is not None}
+            asked = {name: {"type": _kind(column)} for name, column in seen.items() if column.kind is not None}
             if not asked:
                 why = "; ".join(f"{name}: {column.why}" for name, column in seen.items())
                 raise DataError(f"No column of X can be learnt from ({why}). Say with features what they are.")
@@ -169,6 +169,11 @@ class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             unused = int((~found.predicted).sum())
             raise DataError(f"{unused} rows of X cannot be predicted: {reasons(found.dropped)}.")
         return found
+
+
+def _kind(column: Column) -> str | None:
+    """Sentences are texts however few there are: rows to come may hold others."""
+    return "text" if column.kind == "category" and column.words[0] > 2 else column.kind
 
 
 class CachedClassifier(ClassifierMixin, _CachedEstimator):  # type: ignore[misc]

@@ -203,3 +203,12 @@ def test_the_trainer_alone_imports_no_scikit_learn() -> None:
     code = "import sys, trainer; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_few_sentences_in_a_frame_are_texts_and_not_labels(place: Path) -> None:
+    texts = ["soft fabric and a good fit", "the seam tore on the first day", "too short for me sent it back"] * 10
+    frame = pd.DataFrame({"t": texts})
+    head = CachedClassifier(encoder={"type": "hashing", "dim": 64}, store=place, epochs=3).fit(frame, [0, 1, 1] * 10)
+    new = pd.DataFrame({"t": ["soft and warm, a good one", "the zip tore at once"]})
+    first, second = head.predict_proba(new)
+    assert not np.allclose(first, second)

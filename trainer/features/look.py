@@ -142,8 +142,13 @@ def _texts(name: str, text: pa.StringArray, counts: list[tuple[str, int]], missi
     for tokenizer, mark in _ITEMS.items():
         if _is_set(sample, mark, distinct):
             return column("set", tokenizer=tokenizer)
-    if distinct <= min(_MOST_CATEGORIES, max(20, present // 20)) and words[1] <= 12:
-        return column("category")
+    # several words are a label where they come again and again, else a text
+    if (
+        distinct <= min(_MOST_CATEGORIES, max(20, present // 20))
+        and words[1] <= 12
+        and (lengths.mean() < 2.5 or distinct <= present / 4)
+    ):
+        return column("category", words=words)
     if lengths.mean() >= 2.5:
         return column("text", words=words)
     if _ID.search(name) or (distinct >= 0.9 * present and present > 50):
