@@ -124,6 +124,11 @@ def _train(
         place_of(prepared.opened["train"]) as place,
         pins.pinned(store, place, manifests, clock),
     ):
+        if place.folder != place.path and not (place.path / checkpoint.SUMMARY).exists():
+            clock.say(
+                f"The run at {place.path} was stopped before its end, and is replaced when this one is finished; until then, "
+                f"cachestore train --resume {place.path} goes on with it."
+            )
         checkpoint.write_config(place.folder, config.resolved())
         resume.write_started(place.folder, _started(prepared, store))
         done, best = _fit(config, model, batches, settings, place.folder, clock, progress)

@@ -102,6 +102,8 @@ def check_output(output: Path) -> None:
         return
     if not is_run(output):
         raise UsageError(f"{output} is not empty and holds no run. {other}")
+    with _held(output):  # or another process trains there
+        pass
     if Path.cwd().is_relative_to(output.resolve()) or output.is_mount():
         what = "a mount point" if output.is_mount() else "the working directory, or holds it,"
         raise UsageError(f"The run at {output} cannot be replaced, because it is {what}. {other}")
@@ -131,7 +133,9 @@ def _held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"The run at {folder} is being trained by another process. Wait for it to end.") from None
+            raise UsageError(
+                f"The run at {folder} is being trained by another process. Wait for it to end, or name another directory."
+            ) from None
         yield
 
 

@@ -300,3 +300,13 @@ def test_everything_is_durable_before_the_summary_and_the_summary_when_it_return
     assert folder[0] < done.index("sync summary.json") < summary < folder[1]
     assert done.index("sync metrics.jsonl") < summary
     assert done[-1] == f"sync {tmp_path.name}"
+
+
+def test_a_directory_in_which_a_run_is_being_trained_takes_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with run_directory.new_run(path, "train"):
+        for taking in (lambda: run_directory.check_output(path), run_directory.new_run(path, "train").__enter__):
+            with pytest.raises(UsageError, match="being trained by another process"):
+                taking()
+    written(path)  # it was left unfinished, and nobody trains it
+    assert (path / "summary.json").exists()

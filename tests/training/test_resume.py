@@ -155,6 +155,13 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
+def test_whoever_replaces_a_stopped_run_is_told_that_it_could_go_on(stopped: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    with open_store(tmp_path / "store") as store:
+        train(settings(epochs=1), data(tmp_path), store, output=stopped, progress=lambda e: told.append(str(e)))
+    assert f"cachestore train --resume {stopped}" in " ".join(told)
+
+
 def test_changed_data_is_refused(stopped: Path, tmp_path: Path) -> None:
     rows = messages(90)
     rows[5]["topic"] = "login"
