@@ -13,9 +13,9 @@ from cachestore.errors import ConfigError
 from trainer import optim
 from trainer.batches import Batches
 from trainer.decoders import NumberDecoder
+from trainer.epochs import FitSettings
 from trainer.frozen import Frozen
 from trainer.layers import Dropout
-from trainer.loop import FitSettings
 from trainer.model import Model
 from trainer.optim import Clipping, Lbfgs, Optimizer, Penalty, Plateau, Schedule, auto_learning_rate, functional
 from trainer.range_test import range_test

@@ -10,7 +10,8 @@ import torch
 
 from cachestore.errors import ConfigError
 from trainer.batches import Batch, Batches
-from trainer.loop import FitSettings, seeded
+from trainer.epochs import FitSettings
+from trainer.loop import seeded
 from trainer.model import Model
 from trainer.optim import Gradients, Optimizer
 from trainer.precision import autocast

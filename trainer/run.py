@@ -17,6 +17,7 @@ from trainer.assemble import build_model, default_device, start_at_means
 from trainer.batches import Batches, digest
 from trainer.calibration import calibrate
 from trainer.config import load_config
+from trainer.epochs import FitSettings
 from trainer.evaluation import final
 from trainer.events import Clock, Listener
 from trainer.fitting import build_optimizer, fit_settings
@@ -190,7 +191,7 @@ def _fit(
     config: Config,
     model: Model,
     batches: Mapping[str, Batches],
-    settings: loop.FitSettings,
+    settings: FitSettings,
     folder: Path,
     clock: Clock,
     progress: Listener | None,

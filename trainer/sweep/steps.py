@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.loop import FitSettings
+from trainer.epochs import FitSettings
 from trainer.optim import Clipping, Optimizer, Penalty
 from trainer.optim.first_order import Adam
 from trainer.optim.several import SeveralAdams, joinable

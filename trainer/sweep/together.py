@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from cachestore.errors import CachestoreError, DataError, TrainingDiverged
-from trainer import loop
+from trainer import epochs, loop
 from trainer.batches import Batches
+from trainer.epochs import FitSettings
 from trainer.layers import Dropout
-from trainer.loop import EpochDone, FitResult, FitSettings
+from trainer.loop import EpochDone, FitResult
 from trainer.model import Model
 from trainer.optim import Lbfgs, Optimizer
 from trainer.sweep.layers import Draws, Unstackable
@@ -39,7 +40,7 @@ class _Running:
     place: int
     member: Member
     optimizer: Optimizer
-    fit: loop.Fit
+    fit: epochs.Fit
     rates: list[float] = field(default_factory=list)
 
 
@@ -63,7 +64,7 @@ def fit_together(
     for place, member in enumerate(members):
         if isinstance(member.optimizer, Lbfgs):
             raise Unstackable("lbfgs has no step of its own gradients")
-        fit = loop.Fit(member.model, train, member.optimizer, member.settings)
+        fit = epochs.Fit(member.model, train, member.optimizer, member.settings)
         running.append(_Running(place, member, member.optimizer, fit))
     # equal seeds draw equal orders, equal seeds and rates equal masks
     orders = {member.settings.seed: torch.Generator().manual_seed(member.settings.seed) for member in members}
@@ -90,7 +91,7 @@ def fit_together(
                     metrics["validation"] = validated[at]
                 try:
                     if (step := bad[at]) is not None:
-                        raise loop.diverged(each.fit.done.epoch, step + 1, each.rates[step])
+                        raise epochs.diverged(each.fit.done.epoch, step + 1, each.rates[step])
                     each.fit.judge(metrics)
                 except (TrainingDiverged, DataError) as error:
                     ended.append(each)
