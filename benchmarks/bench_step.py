@@ -9,11 +9,8 @@ turns.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; read when torch is imported
 
 import torch
 from torch import Tensor, nn

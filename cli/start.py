@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 
 def main() -> None:
     """Run the command that ``sys.argv`` holds, and leave with its exit code."""
-    # read when torch is imported: threads that wait sleep, and do not keep a core that another process needs
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import signal
 

@@ -107,8 +107,12 @@ def counts(index: Tensor, size: int, weights: Tensor) -> Tensor:
 def rank(scores: Tensor, targets: Tensor) -> Tensor:
     """How many classes come before the right one, int64 (rows,); of equal scores the lower class index comes first."""
     right = scores.gather(1, targets[:, None])
+    above = torch.count_nonzero(scores > right, dim=1)
+    equal = scores == right
+    if int(torch.count_nonzero(equal)) == len(targets):  # no class but the right one
+        return above
     before = torch.arange(scores.shape[1], device=scores.device) < targets[:, None]
-    return ((scores > right) | ((scores == right) & before)).sum(dim=1)
+    return above + torch.count_nonzero(equal & before, dim=1)
 
 
 class ClassCounts:
