@@ -146,8 +146,7 @@ def main(
             evaluating = config(encoder, epochs, evaluate_training_set=True)
             (place / f"{precision}-evaluating.yaml").write_text(json.dumps(evaluating), encoding="utf-8")
         (place / "ludwig.json").write_text(json.dumps(ludwigs(epochs)), encoding="utf-8")
-        trained, evaluated = (sum(1 for _ in csv.reader((place / name).open(encoding="utf-8", newline=""))) - 1
-                              for name in ("train.csv", "test.csv"))  # fmt: skip
+        trained, evaluated = _rows(place / "train.csv"), _rows(place / "test.csv")
         for turn in range(turns):
             for precision in precisions:
                 store = f"store-{precision}-{turn}"
@@ -209,6 +208,11 @@ def main(
         ),
     ]
     return common.write("headline", "Time to a trained model", report, lines, results)
+
+
+def _rows(path: Path) -> int:
+    with path.open(encoding="utf-8", newline="") as file:
+        return sum(1 for _ in csv.DictReader(file))
 
 
 def _ratios(seconds: dict[str, float], precisions: list[str]) -> dict[str, tuple[float, float]]:

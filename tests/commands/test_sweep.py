@@ -58,11 +58,15 @@ def test_a_failed_trial_is_told_by_the_exit_code(tmp_path: Path, sweep: Any) -> 
 
 
 def test_wrong_use_is_one_sentence(tmp_path: Path, sweep: Any) -> None:
+    (tmp_path / "x.csv").write_text("text,topic\nhello,one\n", encoding="utf-8")
     for arguments, why in (
         ((), "nothing varies"),
         (("--grid", "trainer.epochs"), "is no grid; write it as path=value,value"),
         (("--grid", "trainer.epochs=1", "--folds", "1"), "--folds must be at least 2"),
-        (("--grid", "trainer.epochs=1", "--folds", "2", "--test", "x.csv"), "leave --validation and --test out"),
+        (
+            ("--grid", "trainer.epochs=1", "--folds", "2", "--test", str(tmp_path / "x.csv")),
+            "leave --validation and --test out",
+        ),
         (("--grid", "trainer.epochs=1,0"), "trainer.epochs: must be greater than 0"),
     ):
         code, out, err = sweep(*arguments, "-o", str(tmp_path / "sweep"))

@@ -257,8 +257,9 @@ class Muon:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where the optimizer that gave ``state`` stood."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
+        for part, optimizer in (("matrices", self._matrices), ("others", self._others)):
+            own = {name.removeprefix(f"{part}."): tensor for name, tensor in state.items() if name.startswith(part)}
+            optimizer.load_state_dict(own)
 
 
 def _zeros(parameter: nn.Parameter) -> Tensor:
