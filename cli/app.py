@@ -3,47 +3,39 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
 
 from cachestore.errors import CachestoreError
-from cli import (
-    build,
-    compare,
-    demo,
-    diff,
-    evaluate,
-    explain,
-    export,
-    forget,
-    gc,
-    imports,
-    init,
-    log,
-    ls,
-    output,
-    predict,
-    repair,
-    report,
-    schema,
-    stats,
-    sweep,
-    tag,
-    train,
-    verify,
-)
+from cli import output
 
+COMMANDS = (
+    *(
+        "build",
+        "train",
+        "sweep",
+        "predict",
+        "evaluate",
+        "report",
+        "compare",
+        "ls",
+        "log",
+        "diff",
+        "tag",
+        "explain",
+        "stats",
+    ),
+    *("verify", "repair", "gc", "forget", "export", "import", "init", "schema", "demo"),
+)
+_MODULES = {"import": "imports"}  # of a command that cannot name its module
 # typer raises this class for bad arguments, but exports only the subclass.
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[1]
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="""Store the vectors of frozen encoders once, and train heads on them in seconds.
+_HELP = """Store the vectors of frozen encoders once, and train heads on them in seconds.
 
     \b
     A first look, on a small data set that comes with the package:
@@ -59,39 +51,30 @@ app = typer.Typer(
         5    finished, but some rows were skipped
         130  interrupted; vectors already stored are kept
         143  terminated; the same
-    """,
-)
-for name, module in {
-    "build": build,
-    "train": train,
-    "sweep": sweep,
-    "predict": predict,
-    "evaluate": evaluate,
-    "report": report,
-    "compare": compare,
-    "ls": ls,
-    "log": log,
-    "diff": diff,
-    "tag": tag,
-    "explain": explain,
-    "stats": stats,
-    "verify": verify,
-    "repair": repair,
-    "gc": gc,
-    "forget": forget,
-    "export": export,
-    "import": imports,
-    "init": init,
-    "schema": schema,
-    "demo": demo,
-}.items():
-    app.command(name)(module.command)
+    """
+
+
+def _app(names: Iterable[str]) -> typer.Typer:
+    """The app with these commands. A run needs one: to import and describe all takes a tenth of a second."""
+    made = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=_HELP)
+    made.callback()(options)
+    for name in names:
+        made.command(name)(import_module(f"cli.{_MODULES.get(name, name)}").command)
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        return _app(COMMANDS)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code, with every error already shown."""
     as_json = "--json" in arguments
     try:
+        named = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+        app = _app(named)
         code = app(args=list(arguments) or ["--help"], prog_name="cachestore", standalone_mode=False) or 0
     except output.ResultLost as error:
         return _lost(error)
@@ -141,7 +124,6 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     _version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
