@@ -31,6 +31,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No talk and no progress on stderr; errors still show.")]
 ConfigPath = Annotated[Path, typer.Option("--config", "-c", metavar="YAML", help="The config file.")]
 
+# what train and sweep take
+ValidationFile = Annotated[
+    Path | None, typer.Option("--validation", metavar="FILE", help="Validation rows; DATA is then used whole.")
+]
+TestFile = Annotated[Path | None, typer.Option("--test", metavar="FILE", help="Test rows; DATA is then used whole.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change one config value, as trainer.epochs=3; repeat for more."),
+]
+
 # what build takes, and explain of a build
 Data = Annotated[
     Path,

@@ -27,22 +27,13 @@ def command(
         typer.Option("--folds", metavar="K", help="Train each candidate K times, another part held out each time."),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Train each candidate with N random seeds.")] = 1,
-    validation: Annotated[
-        Path | None, typer.Option("--validation", metavar="FILE", help="Validation rows; DATA is then used whole.")
-    ] = None,
-    test: Annotated[
-        Path | None, typer.Option("--test", metavar="FILE", help="Test rows; DATA is then used whole.")
-    ] = None,
+    validation: options.ValidationFile = None,
+    test: options.TestFile = None,
     output_dir: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="The sweep's directory; otherwise a new one in runs/."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PATH=VALUE", help="Change one config value, as trainer.epochs=3; repeat for more."
-        ),
-    ] = None,
+    overrides: options.Overrides = None,
     store: options.StorePath = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

@@ -25,22 +25,13 @@ def command(
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", metavar="YAML", help="The config file.")] = None,
-    validation: Annotated[
-        Path | None, typer.Option("--validation", metavar="FILE", help="Validation rows; DATA is then used whole.")
-    ] = None,
-    test: Annotated[
-        Path | None, typer.Option("--test", metavar="FILE", help="Test rows; DATA is then used whole.")
-    ] = None,
+    validation: options.ValidationFile = None,
+    test: options.TestFile = None,
     output_dir: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="The run's directory; otherwise a new one in runs/."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="PATH=VALUE", help="Change one config value, as trainer.epochs=3; repeat for more."
-        ),
-    ] = None,
+    overrides: options.Overrides = None,
     resume: Annotated[
         Path | None,
         typer.Option(

@@ -41,3 +41,20 @@ def test_only_adams_join() -> None:
     parameters = [nn.Parameter(torch.ones(2))]
     assert joinable(Adam(parameters))
     assert not joinable(Sgd(parameters))
+
+
+def test_an_adam_that_stepped_with_others_goes_on_alone() -> None:
+    torch.manual_seed(0)
+    one, other, lone = (nn.Linear(3, 2) for _ in range(3))
+    lone.load_state_dict(one.state_dict())
+    first, second, alone = (Adam(model.parameters()) for model in (one, other, lone))
+    together = SeveralAdams([first, second])
+    for step in range(4):
+        for model in (one, other, lone):
+            model(torch.ones(5, 3)).square().mean().backward()
+        if step < 2:
+            together.step([0.1, 0.2])
+        else:
+            first.step(0.1)
+        alone.step(0.1)
+    assert torch.equal(one.weight, lone.weight)

@@ -41,8 +41,7 @@ class Adam:
         self._largest = [torch.zeros_like(parameter) for parameter in self.parameters] if amsgrad else []
         # on the parameters' device, where the fused kernel wants them: moving them there costs a copy a step
         device = self.parameters[0].device if self.parameters else None
-        self._count = torch.zeros(len(self.parameters), dtype=torch.float32, device=device)
-        self._steps = list(self._count.unbind())  # views: one addition moves all on
+        self.count_in(torch.zeros(len(self.parameters), dtype=torch.float32, device=device))
         self._kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
 
     def step(self, learning_rate: float) -> None:
@@ -51,25 +50,33 @@ class Adam:
         with torch.no_grad():
             if self._fused and len(gradients) == len(self.parameters):
                 self._count.add_(1)
-                self._kernel(
-                    list[Tensor](self.parameters),
-                    gradients,
-                    self._first,
-                    self._second,
-                    self._largest,
-                    self._steps,
-                    lr=learning_rate,
-                    beta1=self._betas[0],
-                    beta2=self._betas[1],
-                    weight_decay=self._weight_decay,
-                    eps=self._eps,
-                    amsgrad=self._amsgrad,
-                    maximize=False,
-                )
+                self.update(gradients, learning_rate)
             else:
                 self._step_some(gradients, learning_rate)
         for parameter in self.parameters:
             parameter.grad = None
+
+    def count_in(self, count: Tensor) -> None:
+        """Keep the step counts in ``count`` (parameters,), which may be a part of another tensor: one addition moves all on."""
+        self._count, self._steps = count, list(count.unbind())
+
+    def update(self, gradients: list[Tensor], learning_rate: float) -> None:
+        """The fused kernel, for gradients of all parameters, after their steps were counted."""
+        self._kernel(
+            list[Tensor](self.parameters),
+            gradients,
+            self._first,
+            self._second,
+            self._largest,
+            self._steps,
+            lr=learning_rate,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            weight_decay=self._weight_decay,
+            eps=self._eps,
+            amsgrad=self._amsgrad,
+            maximize=False,
+        )
 
     def _step_some(self, gradients: list[Tensor], learning_rate: float) -> None:
         rows = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
