@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from cachestore.encoders import template_of
@@ -15,8 +15,9 @@ from cachestore.sources import fields
 from cachestore.yaml_source import shown
 from trainer import faults
 from trainer.faults import Fault
-from trainer.schema.inputs import ImageEncoder, InputFeature, StoredInput, TextEncoder
+from trainer.schema.inputs import ImageEncoder, InputFeature, EncodedInput, TextEncoder
 from trainer.schema.outputs import OutputFeature
+from trainer.schema.tuning import Tuning
 
 Side: TypeAlias = Literal["input_features", "output_features"]
 
@@ -32,7 +33,6 @@ _STORED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {  # how a feature's
     "text": ("minilm", tuple(faults.tags(TextEncoder))),
     "image": ("resnet", tuple(faults.tags(ImageEncoder))),
 }
-_NO_END_TO_END: Final = "end-to-end training is not in this version: encoders are frozen and their vectors stored"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _reads(column: str | None, encoder: Any, feature: Any) -> tuple[str, ...]:
     if feature is None:
         unclear = isinstance(encoder, Mapping) and isinstance(encoder.get("prompt"), Mapping)
         return () if unclear or column is None else (column,)
-    template = template_of(feature.encoder) if isinstance(feature, StoredInput) else None
+    template = template_of(feature.encoder) if isinstance(feature, EncodedInput) else None
     return (feature.column,) if template is None else tuple(fields(template))
 
 
@@ -119,10 +119,10 @@ def _read_feature(side: Side, place: str, item: Mapping[str, Any], default: Mapp
         return None
     if side == "input_features" and kind in _STORED:
         required = not place.startswith("defaults.")
-        settings["encoder"] = _encoder(kind, settings.get("encoder"), faulty, required=required)
+        settings["encoder"], settings["tuning"] = _split(settings.get("encoder"))
+        settings["encoder"] = _encoder(kind, settings["encoder"], faulty, required=required)
     feature, more = faults.validated(SIDES[side], settings, side)
-    if isinstance(feature, StoredInput) and feature.preprocessing.cache_encoder_embeddings is False:
-        more.append(Fault(("preprocessing", "cache_encoder_embeddings"), f"false: {_NO_END_TO_END}; leave it out"))
+    more = [replace(each, path=("encoder", *each.path[1:])) if each.path[:1] == ("tuning",) else each for each in more]
     for fault in [*faulty, *more]:
         own = fault.path[-1:] in _NAMES_ITS_FEATURE or _holds(item, fault.path) or not _holds(default, fault.path)
         where = place if own else f"defaults.{item['type']}"
@@ -157,6 +157,14 @@ def _default_type(side: Side, kind: str, key: str) -> str | None:
     return None
 
 
+def _split(encoder: Any) -> tuple[Any, dict[str, Any]]:
+    """The settings of an encoder as written, and those of its training, which stand among them."""
+    if not isinstance(encoder, Mapping):
+        return encoder, {}
+    tuning = {key: item for key, item in encoder.items() if key in Tuning.model_fields}
+    return {key: item for key, item in encoder.items() if key not in tuning}, tuning
+
+
 def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> Any:
     """The settings of a text or image feature's encoder; a stand-in after faults, so that the rest is checked too."""
     stand_in = HashingSettings() if kind == "text" else TorchvisionSettings(type="resnet")
@@ -169,16 +177,10 @@ def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> A
         return stand_in
     value = faults.with_type(value)
     if isinstance(value, Mapping):
-        trainable, adapter = value.get("trainable"), value.get("adapter")
-        if trainable not in (None, False):
-            why = f"{_NO_END_TO_END}; leave it out" if trainable is True else f"must be false, not {shown(trainable)}"
-            faulty.append(Fault(("encoder", "trainable"), why))
-        if adapter is not None:
-            faulty.append(Fault(("encoder", "adapter"), f"{_NO_END_TO_END}; leave it out"))
         value = {
             key: item
             for key, item in value.items()
-            if key not in ("trainable", "adapter") and not (kind == "text" and key == "use_pretrained" and item is True)
+            if not (kind == "text" and key == "use_pretrained" and item is True)
         }
     parsed, wrong = _parsed(value, types)
     written = value.get("type") if isinstance(value, Mapping) else None

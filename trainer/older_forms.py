@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trainer import faults
-from trainer.schema.inputs import InputFeature, StoredInput
+from trainer.schema.inputs import InputFeature, EncodedInput
 from trainer.schema.outputs import OutputFeature
 
 _CLASSES: Final[Mapping[str, Any]] = {"input_features": InputFeature, "output_features": OutputFeature}
@@ -202,7 +202,7 @@ def _flat(side: str, feature: dict[str, Any], kind: str, place: str, rewriting: 
         return
     renamed = _DECODER if side == "output_features" else {}
     keys = [*_keys(owner.model_fields[part].annotation, written.get("type"))]
-    if kind in faults.tags(StoredInput) and side == "input_features":
+    if kind in faults.tags(EncodedInput) and side == "input_features":
         keys += _NEVER_MISSING
     flat = [key for key in feature if key not in owner.model_fields and renamed.get(key, key) in keys]
     for key in flat:

@@ -19,7 +19,7 @@ from trainer.batches import CachedBatches
 from trainer.features import Fitted
 from trainer.features.read import Table, read_columns
 from trainer.schema import Config
-from trainer.schema.inputs import StoredInput
+from trainer.schema.inputs import EncodedInput
 from trainer.stored_inputs import FittedText, Vectors, without_gaps
 from trainer.streaming import StoredVectors, StreamedBatches
 
@@ -66,10 +66,10 @@ def read(config: Config, dataset: Dataset, *, targets: bool, extra: Sequence[str
     outputs = [feature.column for feature in config.output_features] if targets else []
     inputs: list[str] = []
     for feature in config.input_features:
-        template = template_of(feature.encoder) if isinstance(feature, StoredInput) else None
+        template = template_of(feature.encoder) if isinstance(feature, EncodedInput) else None
         inputs += [feature.column] if template is None else fields(template)
     dataset.require([*inputs, *outputs, *extra])
-    tabular = [feature.column for feature in config.input_features if not isinstance(feature, StoredInput)]
+    tabular = [feature.column for feature in config.input_features if not isinstance(feature, EncodedInput)]
     return read_columns(dataset, [*tabular, *outputs, *extra])
 
 
@@ -81,7 +81,7 @@ def fit(config: Config, table: Table, train: NDArray[np.bool_], where: str) -> d
     """
     states: dict[str, Fitted] = {}
     for feature in config.input_features:
-        if not isinstance(feature, StoredInput):
+        if not isinstance(feature, EncodedInput):
             states[feature.name] = features.fit_input(feature, table.columns[feature.column], train, where)
     for output in config.output_features:
         states[output.name] = features.fit_output(output, table.columns[output.column], train, where, table.usable)
@@ -99,7 +99,7 @@ def transform(
     missing: dict[str, NDArray[np.float32]] = {}
     drop = table.reasons
     for feature in config.input_features:
-        if not isinstance(feature, StoredInput):
+        if not isinstance(feature, EncodedInput):
             column = features.transform_input(feature, states[feature.name], table.columns[feature.column], where)
             one = column.values.ndim == 1 and feature.type != "category"
             inputs[feature.name] = column.values[:, None] if one else column.values
@@ -127,7 +127,7 @@ def join(
     inputs = {} if columns is None else dict(columns.inputs)
     missing = {} if columns is None else dict(columns.missing)
     for feature in config.input_features:
-        if not isinstance(feature, StoredInput):
+        if not isinstance(feature, EncodedInput):
             continue
         vectors, state = gathered[feature.name], states[feature.name]
         if drop is not None and len(drop) != len(vectors.values):

@@ -27,7 +27,7 @@ from trainer.prepare import Prepared, prepare
 from trainer.record import Evaluation, Predictions
 from trainer.runs import Run, StoreLike, opened
 from trainer.schema import Config
-from trainer.schema.inputs import StoredInput
+from trainer.schema.inputs import EncodedInput
 from trainer.schema.preparation import RandomSplit
 
 __all__ = ["Evaluation", "Predictions", "Run", "evaluate", "predict", "resume_run", "train"]
@@ -174,7 +174,7 @@ def with_models_placed(config: Config) -> Config:
     """Directories and files of models as absolute paths, so that the run can be used from another working directory."""
     inputs = []
     for feature in config.input_features:
-        if isinstance(feature, StoredInput):
+        if isinstance(feature, EncodedInput):
             placed = {}
             for setting in ("pretrained_model_name_or_path", "weights_path"):
                 name = getattr(feature.encoder, setting, None)

@@ -13,7 +13,7 @@ from cachestore.encoders import Encoded, template_of
 from cachestore.errors import EncoderError
 from cachestore.keys import Json, fingerprint
 from cachestore.store import Store
-from trainer.schema.inputs import StoredInput
+from trainer.schema.inputs import EncodedInput
 
 
 @final
@@ -21,7 +21,7 @@ from trainer.schema.inputs import StoredInput
 class SettledEncoder:
     """An Encoder of a text or image feature with a recorded spec. Its model is opened when something is to be encoded, and not before."""
 
-    feature: StoredInput
+    feature: EncodedInput
     spec: Mapping[str, Json]
     dim: int
     store: Store

@@ -21,7 +21,7 @@ from cachestore.sources import find
 from cachestore.store import Store
 from trainer.features.filling import fill
 from trainer.schema import Config
-from trainer.schema.inputs import StoredInput, TextInput
+from trainer.schema.inputs import EncodedInput, TextInput
 from trainer.settled import SettledEncoder
 from trainer.streaming import StoredVectors, stored_vectors
 
@@ -70,7 +70,7 @@ class Built:
     """
 
     label: str
-    features: Sequence[StoredInput] = ()
+    features: Sequence[EncodedInput] = ()
     build: Build | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
@@ -113,7 +113,7 @@ def build_texts(
     With ``trained``, the texts of a run that is put to use: the store gets no name for the data, and EncoderError is raised
     when something must be encoded and an encoder is not the one of the run.
     """
-    texts = [feature for feature in config.input_features if isinstance(feature, StoredInput)]
+    texts = [feature for feature in config.input_features if isinstance(feature, EncodedInput)]
     named = trained is None and not store.readonly
     columns: dict[str, list[EncoderLike]] = {}
     places: dict[str, int] = {}
@@ -170,7 +170,7 @@ def fit_texts(config: Config, gathered: Mapping[str, Vectors], train: NDArray[np
     """
     states: dict[str, FittedText] = {}
     for feature in config.input_features:
-        if not isinstance(feature, StoredInput):
+        if not isinstance(feature, EncodedInput):
             continue
         vectors, preprocessing = gathered[feature.name], feature.preprocessing
         strategy = preprocessing.missing_value_strategy
@@ -181,7 +181,7 @@ def fit_texts(config: Config, gathered: Mapping[str, Vectors], train: NDArray[np
     return states
 
 
-def without_gaps(feature: StoredInput, vectors: Vectors, state: FittedText) -> NDArray[Any] | StoredVectors:
+def without_gaps(feature: EncodedInput, vectors: Vectors, state: FittedText) -> NDArray[Any] | StoredVectors:
     """The vectors (rows, dim) with missing ones filled by ``fill_with_mode``, ``bfill`` and ``ffill``; else as they are."""
     strategy = feature.preprocessing.missing_value_strategy
     absent = vectors.reasons == MISSING
@@ -192,7 +192,7 @@ def without_gaps(feature: StoredInput, vectors: Vectors, state: FittedText) -> N
     return fill(values, vectors.reasons == PRESENT, strategy, stand_in).values  # what is skipped is dropped
 
 
-def _filled(feature: StoredInput, vectors: Vectors, store: Store) -> Vectors:
+def _filled(feature: EncodedInput, vectors: Vectors, store: Store) -> Vectors:
     """With ``fill_with_const``, missing cells hold the vector of ``fill_value``."""
     absent = vectors.reasons == MISSING
     if not isinstance(feature, TextInput):
@@ -206,7 +206,7 @@ def _filled(feature: StoredInput, vectors: Vectors, store: Store) -> Vectors:
     return replace(vectors, values=values)
 
 
-def _in_memory(feature: StoredInput, vectors: Vectors) -> NDArray[Any]:
+def _in_memory(feature: EncodedInput, vectors: Vectors) -> NDArray[Any]:
     """The vectors themselves. Raises ConfigError where they are left in the store."""
     if isinstance(vectors.values, StoredVectors):
         raise ConfigError(
@@ -216,7 +216,7 @@ def _in_memory(feature: StoredInput, vectors: Vectors) -> NDArray[Any]:
     return vectors.values
 
 
-def _mode(feature: StoredInput, vectors: Vectors, train: NDArray[np.bool_]) -> tuple[float, ...]:
+def _mode(feature: EncodedInput, vectors: Vectors, train: NDArray[np.bool_]) -> tuple[float, ...]:
     seen = _in_memory(feature, vectors)[train & (vectors.reasons == PRESENT)]
     if not len(seen):
         raise DataError(f"column {feature.column!r} has no value in any training row to fill missing ones with")

@@ -22,7 +22,7 @@ from cachestore.sources import fields
 from trainer.config import load_config
 from trainer.report.kept import Facts, Outcome
 from trainer.schema import Config
-from trainer.schema.inputs import StoredInput
+from trainer.schema.inputs import EncodedInput
 
 SHOWN: Final = 12
 LARGEST: Final = 64 << 20  # bytes of a data file that training reads again for its report
@@ -102,7 +102,7 @@ def _read(config: Config, dataset: Dataset, rows: Sequence[int]) -> dict[int, li
     pictures: dict[str, None] = {}
     others: dict[str, None] = {}
     for feature in config.input_features:
-        if not isinstance(feature, StoredInput):
+        if not isinstance(feature, EncodedInput):
             others[feature.column] = None
         elif feature.type == "image":
             pictures[feature.column] = None

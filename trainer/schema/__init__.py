@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt
 
 from trainer.combiners import Combiner, ConcatCombiner
 from trainer.frozen import Frozen
-from trainer.schema.inputs import InputFeature
+from trainer.schema.inputs import EncodedInput, InputFeature
 from trainer.schema.outputs import OutputFeature
 from trainer.schema.preparation import Preprocessing
 from trainer.schema.training import TrainerConfig
@@ -33,6 +33,16 @@ class Config(Frozen):
     preprocessing: Preprocessing = Preprocessing()
     backend: Backend = Backend()
     random_seed: NonNegativeInt = 42
+
+    @property
+    def cached(self) -> tuple[EncodedInput, ...]:
+        """Inputs whose vectors come from the store."""
+        return tuple(each for each in self.input_features if isinstance(each, EncodedInput) and not each.live)
+
+    @property
+    def live(self) -> tuple[EncodedInput, ...]:
+        """Inputs whose encoder runs in the loop."""
+        return tuple(each for each in self.input_features if isinstance(each, EncodedInput) and each.live)
 
     def resolved(self) -> dict[str, Any]:
         """Plain mappings and lists, every default written out; ``load_config`` reads them back to an equal config."""

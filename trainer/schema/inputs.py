@@ -6,9 +6,9 @@ An input that is not ``active`` is checked, and then left out.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from cachestore.encoders.image_settings import ImageSettings
 from cachestore.encoders.spec import HashingSettings, ImportedSettings
@@ -26,6 +26,7 @@ from trainer.schema.preprocessing import (
     TextPreprocessing,
     VectorPreprocessing,
 )
+from trainer.schema.tuning import Tuning
 
 
 class DenseCategory(Frozen):
@@ -84,25 +85,45 @@ VectorEncoder: TypeAlias = Annotated[DenseVector | PassthroughVector, Field(disc
 
 
 class TextInput(Frozen):
-    """Text through a frozen encoder and the store."""
+    """Text through an encoder: a frozen one and the store, or one that is trained."""
 
     name: Name
     type: Literal["text"] = "text"
     column: Column
     active: bool = True
     encoder: TextEncoder
+    tuning: Tuning = Tuning()
     preprocessing: TextPreprocessing = TextPreprocessing()
+
+    @property
+    def live(self) -> bool:
+        """Whether its encoder runs in the loop; else its vectors come from the store."""
+        return _live(self)
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _under_encoder(handler(self))
 
 
 class ImageInput(Frozen):
-    """A picture through a frozen encoder and the store: never trainable, which Ludwig's are unless told."""
+    """A picture through an encoder: frozen unless told, which Ludwig's are not."""
 
     name: Name
     type: Literal["image"] = "image"
     column: Column
     active: bool = True
     encoder: ImageEncoder
+    tuning: Tuning = Tuning()
     preprocessing: ImagePreprocessing = ImagePreprocessing()
+
+    @property
+    def live(self) -> bool:
+        """Whether its encoder runs in the loop; else its vectors come from the store."""
+        return _live(self)
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _under_encoder(handler(self))
 
 
 class NumberInput(Frozen):
@@ -168,9 +189,19 @@ class DateInput(Frozen):
     preprocessing: DatePreprocessing = DatePreprocessing()
 
 
-StoredInput: TypeAlias = TextInput | ImageInput
-"""Inputs whose vectors come from the store."""
+EncodedInput: TypeAlias = TextInput | ImageInput
+"""Inputs that go through an encoder: their vectors come from the store, or from a module that runs in the loop."""
 InputFeature: TypeAlias = Annotated[
     TextInput | ImageInput | NumberInput | CategoryInput | BinaryInput | SetInput | VectorInput | DateInput,
     Field(discriminator="type"),
 ]
+
+
+def _live(feature: EncodedInput) -> bool:
+    return feature.tuning.mode != "frozen" or feature.preprocessing.cache_encoder_embeddings is False
+
+
+def _under_encoder(feature: dict[str, Any]) -> dict[str, Any]:
+    tuning = {key: value for key, value in feature.pop("tuning").items() if value is not None}
+    feature["encoder"] = {**feature["encoder"], **tuning}
+    return feature

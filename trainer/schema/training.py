@@ -107,6 +107,7 @@ class TrainerConfig(Frozen):
     early_stop: PositiveInt | Literal[-1] = 5
     use_mixed_precision: bool = False
     evaluate_training_set: bool = False
+    bucket_by_length: bool = True
     validation_field: str | None = None
     validation_metric: str | None = None
     memory_limit: Size | None = None
