@@ -19,19 +19,21 @@ from cachestore.store import Store
 from cachestore.tables import is_frame
 from trainer import checkpoint, loop, pins, rows, stored_inputs
 from trainer.assemble import State, build_model, default_device
-from trainer.batches import CachedBatches
+from trainer.batches import Batches
 from trainer.config import load_config
 from trainer.evaluation import final
 from trainer.events import Clock, Listener
 from trainer.features import FittedBinary, FittedCategory, FittedSet, FittedVector, fitted_from_json
 from trainer.features.read import Table
+from trainer.live.state import LiveState
 from trainer.model import Model
+from trainer.prepare import read_live
 from trainer.record import Evaluation, Predictions
 from trainer.rows import Columns
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput, OutputFeature, SetOutput
 from trainer.stored_inputs import Built, FittedText
-from trainer.streaming import StreamedBatches, streams
+from trainer.streaming import streams
 
 
 def evaluate(run: str | os.PathLike[str], data: Any, store: Store, *, progress: Listener | None = None) -> Evaluation:
@@ -71,7 +73,7 @@ class _Use:
     model: Model
     label: str
     columns: Columns
-    batches: CachedBatches | StreamedBatches
+    batches: Batches
     table: Table
     built: Built
     clock: Clock
@@ -94,15 +96,12 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     clock.begin("read")
     description = checkpoint.read_model(path)
     config = load_config(description["config"])
-    states: dict[str, State] = {
-        name: FittedText.from_json(state) if state["type"] in ("text", "image") else fitted_from_json(state)
-        for name, state in description["features"].items()
-    }
+    states: dict[str, State] = {name: _state(state) for name, state in description["features"].items()}
     model = build_model(config, states)
     checkpoint.read_weights(path, model)
     dataset = open_dataset(data)
     table = rows.read(config, dataset, targets=targets)
-    fitted = {name: state for name, state in states.items() if not isinstance(state, FittedText)}
+    fitted = {name: state for name, state in states.items() if not isinstance(state, FittedText | LiveState)}
     columns = rows.transform(config, fitted, table, dataset.label, targets=targets)
     clock.begin("build")
     texts = {name: state for name, state in states.items() if isinstance(state, FittedText)}
@@ -112,11 +111,19 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     limit = config.trainer.memory_bytes()
     streamed = streams(limit, stored_inputs.nbytes([built]))
     gathered = stored_inputs.gather(built, store, limit if streamed else None)
-    joined = rows.join(config, columns, gathered, texts, dataset.label)
+    live = read_live(config, dataset, store)
+    encoded = {name: state for name, state in states.items() if isinstance(state, FittedText | LiveState)}
+    joined = rows.join(config, columns, gathered, live, encoded, dataset.label)
     device = default_device()
     batches = joined.select(np.ones(len(joined.drop), np.bool_)).to(device)
     clock.begin("evaluate")
     return _Use(config, states, model.to(device), dataset.label, joined, batches, table, built, clock)
+
+
+def _state(state: Mapping[str, Any]) -> State:
+    if state["type"] not in ("text", "image"):
+        return fitted_from_json(state)
+    return LiveState.from_json(state) if state.get("live") else FittedText.from_json(state)
 
 
 def _output_columns(

@@ -12,12 +12,13 @@ from trainer.batches import Batches
 from trainer.decoders import Decoder, NumberDecoder, VectorDecoder
 from trainer.encoders import input_encoder
 from trainer.features import Fitted, FittedBinary, FittedCategory, FittedNumber, FittedSet, FittedVector
+from trainer.live.state import LiveState
 from trainer.model import Model
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput, NumberOutput, OutputFeature, SetOutput, VectorOutput
 from trainer.stored_inputs import FittedText
 
-State: TypeAlias = Fitted | FittedText
+State: TypeAlias = Fitted | FittedText | LiveState
 
 
 def build_model(config: Config, states: Mapping[str, State]) -> Model:
@@ -27,7 +28,7 @@ def build_model(config: Config, states: Mapping[str, State]) -> Model:
     missing = set()
     for feature in config.input_features:
         state = states[feature.name]
-        encoders[feature.name], dims[feature.name] = input_encoder(feature, state)
+        encoders[feature.name], dims[feature.name] = input_encoder(feature, state, config)
         if state.missing:
             missing.add(feature.name)
             dims[feature.name] += 1
@@ -39,7 +40,7 @@ def build_model(config: Config, states: Mapping[str, State]) -> Model:
         for metric in filter(None, (trainer.validation_metric, trainer.learning_rate_scheduler.plateau_metric)):
             decoders[field].also_measure(metric)
     weights = {output.name: output.loss.weight for output in config.output_features}
-    return Model(encoders, missing, combiner, decoders, weights)
+    return Model(encoders, missing, combiner, decoders, weights, [feature.name for feature in config.live])
 
 
 def start_at_means(model: Model, train: Batches) -> None:

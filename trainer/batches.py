@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -12,18 +12,24 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from trainer.live.cells import Cells
+
+Input: TypeAlias = "Tensor | Cells"
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """The rows of one step; every tensor has ``rows`` rows.
 
-    ``inputs``: a vector (rows, dim), a number or truth value (rows, 1), or a category index, int64 (rows,).
+    ``inputs``: a vector (rows, dim), a number or truth value (rows, 1), a category index, int64 (rows,), or the cells of an
+    input whose encoder runs in the loop.
     ``missing``: 1.0 where the cell is missing, (rows, 1), for the features that had missing cells in training.
     ``targets``: empty when predicting.
     """
 
     rows: int
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Input]
     missing: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
 

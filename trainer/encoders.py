@@ -11,16 +11,20 @@ from torch.nn import functional
 
 from trainer.features import Fitted, FittedCategory, FittedDate, FittedSet, FittedVector
 from trainer.layers import FullyConnected
+from trainer.live.state import LiveState
+from trainer.schema import Config
 from trainer.schema.inputs import (
     CategoryInput,
     DenseCategory,
     DenseVector,
     EmbedSet,
+    ImageInput,
     InputFeature,
     OnehotCategory,
     OnehotSet,
     PassthroughVector,
     SetInput,
+    TextInput,
     VectorInput,
 )
 from trainer.stored_inputs import FittedText
@@ -74,9 +78,15 @@ class EmbeddingSum(nn.Module):
         return items.float() @ self.table
 
 
-def input_encoder(feature: InputFeature, state: Fitted | FittedText) -> tuple[nn.Module, int]:
-    """The module of an input with fresh weights, and the width of the vector it gives."""
+def input_encoder(
+    feature: InputFeature, state: Fitted | FittedText | LiveState, config: Config
+) -> tuple[nn.Module, int]:
+    """The module of an input with fresh weights, or pretrained ones, and the width of the vector it gives."""
     match feature, state:
+        case TextInput() | ImageInput(), LiveState(dim=dim):
+            from trainer.live.build import live_encoder  # transformers: not where all encoders are frozen
+
+            return live_encoder(feature, state, config), dim
         case _, FittedText(dim=dim):
             return nn.Identity(), dim
         case CategoryInput(encoder=OnehotCategory()), FittedCategory(vocabulary=vocabulary, unknown=unknown):

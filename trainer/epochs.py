@@ -18,6 +18,7 @@ from trainer.model import Model
 from trainer.optim import Clipping, Gradients, Lbfgs, Optimizer, Penalty, Plateau, Schedule
 from trainer.precision import Scaler, autocast, half
 from trainer.resume import ResumeState
+from trainer.strategies import Strategy
 from trainer.tally import Metrics, Tally
 
 
@@ -64,8 +65,16 @@ class _Counters:
 class Fit:
     """A fit under way: what it has done and what the next epoch depends on."""
 
-    def __init__(self, model: Model, train: Batches, optimizer: Optimizer | Lbfgs, settings: FitSettings) -> None:
+    def __init__(
+        self,
+        model: Model,
+        train: Batches,
+        optimizer: Optimizer | Lbfgs,
+        settings: FitSettings,
+        strategy: Strategy | None = None,
+    ) -> None:
         self._model, self._train, self._optimizer, self._settings = model, train, optimizer, settings
+        self._strategy = strategy
         lengths = [stop - start for start, stop in bounds(train.rows, settings.batch_size)]
         every = settings.accumulation
         groups = [lengths[first : first + every] for first in range(0, len(lengths), every)]

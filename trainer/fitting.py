@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -22,6 +22,7 @@ from trainer.range_test import range_test
 from trainer.schema import Config
 from trainer.schema import optimizers as chosen
 from trainer.schema.training import Scheduler, TrainerConfig
+from trainer.strategies import Trained
 
 # Linear head on MiniLM vectors, 20 epochs at the auto learning rate, best validation accuracy and seconds on one core:
 # banking77 32 0.931 18.9, 64 0.931 8.3, 128 0.929 5.6, 256 0.924 5.3, 1024 0.908 3.4
@@ -42,12 +43,13 @@ _MAKERS: Final[Mapping[type[Frozen], Callable[..., Optimizer]]] = {
 }
 
 
-def build_optimizer(config: Config, model: Model) -> Optimizer | Lbfgs:
-    """The optimizer of ``config`` on the parameters of ``model``."""
+def build_optimizer(config: Config, trained: Sequence[Trained]) -> Optimizer | Lbfgs:
+    """The optimizer of ``config`` on what is trained."""
     settings = config.trainer.optimizer
+    parameters = [each.parameter for each in trained]
     if isinstance(settings, chosen.LBFGS):
         return Lbfgs(
-            model.parameters(),
+            parameters,
             max_iter=settings.max_iter,
             max_eval=settings.max_eval,
             tolerance_grad=settings.tolerance_grad,
@@ -55,7 +57,7 @@ def build_optimizer(config: Config, model: Model) -> Optimizer | Lbfgs:
             history_size=settings.history_size,
             line_search=settings.line_search_fn is not None,
         )
-    return _by_steps(settings, model.parameters())
+    return _by_steps(settings, parameters)
 
 
 def _by_steps(settings: chosen.StepOptimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -16,6 +16,7 @@ from trainer.model import Model, Output
 from trainer.optim import Lbfgs, Optimizer
 from trainer.precision import autocast
 from trainer.resume import ResumeState
+from trainer.strategies import Strategy
 from trainer.tally import Metrics, Tally
 
 __all__ = ["EpochDone", "FitResult", "FitSettings", "Metrics", "Tally", "evaluate", "fit", "predict", "seeded"]
@@ -62,6 +63,7 @@ def fit(
     optimizer: Optimizer | Lbfgs,
     settings: FitSettings,
     on_epoch: Callable[[EpochDone], None],
+    strategy: Strategy | None = None,
     resume: ResumeState | None = None,
     save: Callable[[ResumeState], None] | None = None,
 ) -> FitResult:
@@ -73,7 +75,7 @@ def fit(
     Raises TrainingDiverged naming epoch, step and learning rate; DataError when the validation metric is undefined.
     """
     began = time.perf_counter()
-    run = Fit(model, train, optimizer, settings)
+    run = Fit(model, train, optimizer, settings, strategy)
     flop = 6 * min(settings.batch_size, train.rows) * sum(parameter.numel() for parameter in optimizer.parameters)
     with (
         threads_for(flop),

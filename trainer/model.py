@@ -25,8 +25,8 @@ class Output:
 class Model(nn.Module):
     """Encoders, combiner and decoders by feature name.
 
-    ``missing`` names the inputs whose vector is followed by a 1-wide indicator; ``weights`` are those of the losses in
-    their sum.
+    ``live`` names the inputs whose encoder runs in the loop, ``missing`` the inputs whose vector is followed by a 1-wide
+    indicator; ``weights`` are those of the losses in their sum.
     """
 
     def __init__(
@@ -36,8 +36,10 @@ class Model(nn.Module):
         combiner: nn.Module,
         decoders: Mapping[str, Decoder],
         weights: Mapping[str, float],
+        live: Collection[str] = (),
     ) -> None:
         super().__init__()
+        self.live = frozenset(live)
         self.inputs = tuple(encoders)
         self.outputs = tuple(decoders)
         self.missing = frozenset(missing)
@@ -49,6 +51,14 @@ class Model(nn.Module):
     def decoder(self, name: str) -> Decoder:
         """The decoder of output feature ``name``."""
         return cast("Decoder", self.decoders[_key(name)])
+
+    def encoder(self, name: str) -> nn.Module:
+        """The encoder of input feature ``name``."""
+        return self.encoders[_key(name)]
+
+    def input_of(self, parameter: str) -> str | None:
+        """The live input that a parameter of this name belongs to, None for the rest of the model."""
+        return next((name for name in self.live if parameter.startswith(f"encoders.{_key(name)}.")), None)
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         """The vector (rows, dim) of every input, with its indicator."""

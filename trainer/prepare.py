@@ -14,15 +14,17 @@ from cachestore.errors import ConfigError, DataError
 from cachestore.store import Store
 from trainer import rows, stored_inputs
 from trainer.assemble import State
-from trainer.batches import CachedBatches
+from trainer.batches import Batches
 from trainer.events import Clock
+from trainer.live.columns import LiveColumn
+from trainer.live.state import LiveState
 from trainer.rows import Columns
 from trainer.sampling import balanced, sampled
 from trainer.schema import Config
 from trainer.schema.outputs import BinaryOutput, CategoryOutput
 from trainer.split import split
-from trainer.stored_inputs import Built
-from trainer.streaming import StreamedBatches, streams
+from trainer.stored_inputs import Built, FittedText
+from trainer.streaming import streams
 
 SPLITS: Final = ("train", "validation", "test")
 _LEFT_OUT: Final = -1
@@ -36,7 +38,7 @@ class Prepared:
     """
 
     opened: Mapping[str, Dataset]
-    batches: Mapping[str, CachedBatches | StreamedBatches]
+    batches: Mapping[str, Batches]
     held_out: Mapping[str, tuple[str, NDArray[np.int64]]]
     states: Mapping[str, State]
     built: Mapping[str, Built]
@@ -100,11 +102,16 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
     limit = config.trainer.memory_bytes()
     streamed = streams(limit, stored_inputs.nbytes(built.values()))
     gathered = {name: stored_inputs.gather(build, store, limit if streamed else None) for name, build in built.items()}
-    texts = stored_inputs.fit_texts(config, gathered["train"], learnt_from)
-    joined = {
-        name: rows.join(config, columns[name], gathered[name], texts, dataset.label) for name, dataset in opened.items()
+    live = {name: read_live(config, dataset, store) for name, dataset in opened.items()}
+    texts: dict[str, FittedText | LiveState] = {
+        **stored_inputs.fit_texts(config, gathered["train"], learnt_from),
+        **{name: column.fitted(learnt_from) for name, column in live["train"].items()},
     }
-    batches = {"train": _training(config, joined["train"], parts == 0, clock)}
+    joined = {
+        name: rows.join(config, columns[name], gathered[name], live[name], texts, dataset.label)
+        for name, dataset in opened.items()
+    }
+    batches: dict[str, Batches] = {"train": _training(config, joined["train"], parts == 0, clock)}
     for place, name in enumerate(SPLITS[1:], 1):
         held = joined.get(name)
         batches[name] = joined["train"].select(parts == place) if held is None else held.select(held.drop == "")
@@ -134,16 +141,32 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
         built=built,
         dropped=dropped,
         left_out=left_out,
-        skipped=sum(tables[name].skipped + built[name].skipped for name in opened),
+        skipped=sum(
+            tables[name].skipped + built[name].skipped + sum(len(column.skipped) for column in live[name].values())
+            for name in opened
+        ),
         skipped_cells=tuple(
-            cell for name in opened for cell in (*tables[name].skipped_cells, *built[name].skipped_cells)
+            cell
+            for name in opened
+            for cell in (
+                *tables[name].skipped_cells,
+                *built[name].skipped_cells,
+                *(cell for column in live[name].values() for cell in column.skipped),
+            )
         ),
     )
 
 
-def _training(
-    config: Config, joined: Columns, train: NDArray[np.bool_], clock: Clock
-) -> CachedBatches | StreamedBatches:
+def read_live(config: Config, dataset: Dataset, store: Store) -> dict[str, LiveColumn]:
+    """The cells of every input of a dataset whose encoder runs in the loop."""
+    if not config.live:
+        return {}
+    from trainer.live import inputs  # transformers: not where all encoders are frozen
+
+    return inputs.read_live(config, dataset, store)
+
+
+def _training(config: Config, joined: Columns, train: NDArray[np.bool_], clock: Clock) -> Batches:
     """The training rows, with those of rare classes repeated or of frequent ones left out where the config asks for it."""
     places = np.flatnonzero(train & (joined.drop == ""))
     output = config.output_features[0].name
@@ -166,9 +189,7 @@ def _dropped(joined: Mapping[str, Columns], parts: NDArray[np.int8]) -> dict[str
     return total
 
 
-def _require_rows(
-    batches: Mapping[str, CachedBatches | StreamedBatches], opened: Mapping[str, Dataset], dropped: Mapping[str, int]
-) -> None:
+def _require_rows(batches: Mapping[str, Batches], opened: Mapping[str, Dataset], dropped: Mapping[str, int]) -> None:
     for name, dataset in opened.items():
         least = 2 if name == "train" else 1
         if batches[name].rows < least:

@@ -18,6 +18,10 @@ from trainer import features
 from trainer.batches import CachedBatches
 from trainer.features import Fitted
 from trainer.features.read import Table, read_columns
+from trainer.live.batches import LiveBatches
+from trainer.live.cells import Cells
+from trainer.live.columns import LiveColumn
+from trainer.live.state import LiveState
 from trainer.schema import Config
 from trainer.schema.inputs import EncodedInput
 from trainer.stored_inputs import FittedText, Vectors, without_gaps
@@ -32,23 +36,31 @@ class Columns:
     targets: Mapping[str, NDArray[Any]]
     drop: NDArray[np.object_]
     missing: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    cells: Mapping[str, Cells] = field(default_factory=dict)
+    bucketed: bool = True
 
-    def select(self, rows: NDArray[np.bool_]) -> CachedBatches | StreamedBatches:
+    def select(self, rows: NDArray[np.bool_]) -> CachedBatches | StreamedBatches | LiveBatches:
         """The rows marked by ``rows`` that can be used, in dataset order; contiguous tensors, but for what stays in the store."""
         return self._batches(rows & (self.drop == ""))
 
-    def take(self, places: NDArray[np.int64]) -> CachedBatches | StreamedBatches:
+    def take(self, places: NDArray[np.int64]) -> CachedBatches | StreamedBatches | LiveBatches:
         """Rows by number, in that order, repeats allowed; all must be usable."""
         inputs = {name: values[places] for name, values in self.inputs.items()}
         targets, missing = (
             {name: values[places] for name, values in group.items()} for group in (self.targets, self.missing)
         )
-        return Columns(inputs, targets, self.drop[places], missing)._batches(np.ones(len(places), np.bool_))
+        cells = {name: each.take(places) for name, each in self.cells.items()}
+        taken = Columns(inputs, targets, self.drop[places], missing, cells, self.bucketed)
+        return taken._batches(np.ones(len(places), np.bool_))
 
-    def _batches(self, rows: NDArray[np.bool_]) -> CachedBatches | StreamedBatches:
+    def _batches(self, rows: NDArray[np.bool_]) -> CachedBatches | StreamedBatches | LiveBatches:
         streamed = {name: values for name, values in self.inputs.items() if isinstance(values, StoredVectors)}
         held = {name: values for name, values in self.inputs.items() if not isinstance(values, StoredVectors)}
         cached = CachedBatches.from_arrays(held, self.targets, self.missing, rows)
+        if self.cells:
+            places = np.flatnonzero(rows)
+            cells = {name: each.take(places) for name, each in self.cells.items()}
+            return LiveBatches(cells, cached.inputs, cached.targets, cached.missing, self.bucketed)
         if not streamed:
             return cached
         vectors = {name: values[rows] for name, values in streamed.items()}
@@ -119,28 +131,35 @@ def join(
     config: Config,
     columns: Columns | None,
     gathered: Mapping[str, Vectors],
-    states: Mapping[str, FittedText],
+    live: Mapping[str, LiveColumn],
+    states: Mapping[str, FittedText | LiveState],
     where: str,
 ) -> Columns:
     """Columns and vectors row for row, with the indicators and the rows that texts make unusable."""
     drop = None if columns is None else columns.drop
     inputs = {} if columns is None else dict(columns.inputs)
     missing = {} if columns is None else dict(columns.missing)
-    for feature in config.input_features:
-        if not isinstance(feature, EncodedInput):
-            continue
-        vectors, state = gathered[feature.name], states[feature.name]
-        if drop is not None and len(drop) != len(vectors.values):
+    cells: dict[str, Cells] = {}
+    for feature in (*config.cached, *config.live):
+        if feature.live:
+            found = live[feature.name].reasons
+            cells[feature.name] = live[feature.name].cells
+        else:
+            found = gathered[feature.name].reasons
+        if drop is not None and len(drop) != len(found):
             raise DataError(f"{where} changed while it was read. Run again; what was encoded is kept.")
-        inputs[feature.name] = without_gaps(feature, vectors, state)
-        drop = _mark(drop, vectors.reasons == SKIPPED, f"{feature.column}: skipped")
-        drop = _mark(drop, vectors.reasons == FORGOTTEN, f"{feature.column}: forgotten")
+        state = states[feature.name]
+        if isinstance(state, FittedText):
+            inputs[feature.name] = without_gaps(feature, gathered[feature.name], state)
+        drop = _mark(drop, found == SKIPPED, f"{feature.column}: skipped")
+        drop = _mark(drop, found == FORGOTTEN, f"{feature.column}: forgotten")
         if feature.preprocessing.missing_value_strategy == "drop_row":
-            drop = _mark(drop, vectors.reasons == MISSING, f"{feature.column}: missing")
+            drop = _mark(drop, found == MISSING, f"{feature.column}: missing")
         if state.missing:
-            missing[feature.name] = (vectors.reasons == MISSING).astype(np.float32)[:, None]
+            missing[feature.name] = (found == MISSING).astype(np.float32)[:, None]
     assert drop is not None  # a config has at least one input
-    return Columns(inputs, {} if columns is None else columns.targets, drop, missing)
+    targets = {} if columns is None else columns.targets
+    return Columns(inputs, targets, drop, missing, cells, config.trainer.bucket_by_length)
 
 
 def reasons(dropped: Mapping[str, int]) -> str:

@@ -11,24 +11,18 @@ from typing import Any
 from cachestore.dataset import Dataset, open_dataset
 from cachestore.errors import UsageError
 from cachestore.store import Store
-from trainer import checkpoint, loop, pins, report, resume, run_directory
+from trainer import checkpoint, pins, report, resume, run_directory
 from trainer.apply import evaluate, predict
-from trainer.assemble import build_model, default_device, start_at_means
-from trainer.batches import Batches, digest
-from trainer.calibration import calibrate
 from trainer.config import load_config
-from trainer.epochs import FitSettings
-from trainer.evaluation import final
 from trainer.events import Clock, Listener
-from trainer.fitting import build_optimizer, fit_settings
-from trainer.loop import EpochDone, Metrics
-from trainer.model import Model
 from trainer.prepare import Prepared, prepare
 from trainer.record import Evaluation, Predictions
 from trainer.runs import Run, StoreLike, opened
 from trainer.schema import Config
 from trainer.schema.inputs import EncodedInput
 from trainer.schema.preparation import RandomSplit
+from trainer.strategies.single import Single
+from trainer.work import Job, work
 
 __all__ = ["Evaluation", "Predictions", "Run", "evaluate", "predict", "resume_run", "train"]
 
@@ -109,15 +103,10 @@ def _train(
     prepared = prepare(config, sources, store, clock)
 
     clock.begin("epochs")
-    device = default_device()
-    batches = {name: rows_of.to(device) for name, rows_of in prepared.batches.items() if rows_of.rows}
-    with loop.seeded(config.random_seed):
-        model = build_model(config, prepared.states).to(device)
-    start_at_means(model, batches["train"])
-    settings = fit_settings(config, model, batches["train"])
+    batches = {name: rows_of for name, rows_of in prepared.batches.items() if rows_of.rows}
     if "validation" not in batches:
         clock.say("There are no validation rows: every epoch is run, and the weights of the last one are kept.")
-        if any(model.decoder(name).temperature is not None for name in model.outputs):
+        if any(getattr(output, "calibration", False) for output in config.output_features):
             clock.say("calibration: true does nothing, because it needs validation rows.")
     manifests = {name: build.manifests for name, build in prepared.built.items()}
     versions = pins.data_versions(store, prepared.built)
@@ -132,21 +121,28 @@ def _train(
             )
         checkpoint.write_config(place.folder, config.resolved())
         resume.write_started(place.folder, _started(prepared, store))
-        done, best = _fit(config, model, batches, settings, place.folder, clock, progress)
-
-        clock.begin("write")
-        description = {
-            "config": config.resolved(),
-            "features": {name: state.to_json() for name, state in prepared.states.items()},
-            "manifests": manifests,
-        }
-        checkpoint.write_model(place.folder, model, description)
-        held_out = report.collect(place.folder, config, model, prepared, batches, store)
+        job = Job(
+            config=config,
+            states=prepared.states,
+            batches=batches,
+            held_out=prepared.held_out,
+            folder=place.folder,
+            description={
+                "config": config.resolved(),
+                "features": {name: state.to_json() for name, state in prepared.states.items()},
+                "manifests": manifests,
+            },
+        )
+        outcome = work(job, Single(), clock)
+        held_out = report.collect(
+            place.folder, config, prepared, store, outcome.held, outcome.parameters, outcome.device
+        )
+        settings = outcome.settings
         run = Run(
             path=place.path,
-            metrics=best,
-            epochs=done.epochs,
-            best_epoch=done.best_epoch,
+            metrics=outcome.metrics,
+            epochs=outcome.fitted.epochs,
+            best_epoch=outcome.fitted.best_epoch,
             learning_rate=settings.learning_rate,
             batch_size=settings.batch_size,
             validation_field=settings.validation_field,
@@ -185,54 +181,6 @@ def with_models_placed(config: Config) -> Config:
                 feature = feature.model_copy(update={"encoder": encoder})  # noqa: PLW2901
         inputs.append(feature)
     return config.model_copy(update={"input_features": tuple(inputs)})
-
-
-def _fit(
-    config: Config,
-    model: Model,
-    batches: Mapping[str, Batches],
-    settings: FitSettings,
-    folder: Path,
-    clock: Clock,
-    progress: Listener | None,
-) -> tuple[loop.FitResult, dict[str, Metrics]]:
-    """Train, from the state that ``folder`` has, and measure the test split; metrics go to ``folder`` as they come.
-
-    Returns those of the best epoch, by split.
-    """
-
-    def on_epoch(epoch: EpochDone) -> None:
-        for name, metrics in epoch.metrics.items():
-            line = {"epoch": epoch.epoch, "split": name, "learning_rate": epoch.learning_rate, "metrics": metrics}
-            checkpoint.append_metrics(folder, line)
-        if progress is not None:
-            progress(epoch)
-
-    done = loop.fit(
-        model,
-        batches["train"],
-        batches.get("validation"),
-        optimizer=build_optimizer(config, model),
-        settings=settings,
-        on_epoch=on_epoch,
-        resume=resume.read_state(folder, partial(digest, batches)),
-        save=resume.Saver(folder, partial(digest, batches)),
-    )
-    best = dict(done.metrics)
-    clock.begin("evaluate")
-    if "validation" in batches:
-        calibrate(model, batches["validation"], settings.eval_batch_size, settings.mixed_precision)
-    finals = {
-        name: final(model, batches[name], settings.eval_batch_size, settings.mixed_precision, seed=config.random_seed)
-        for name in ("validation", "test")
-        if name in batches
-    }
-    best.update({name: evaluation.values() for name, evaluation in finals.items()})
-    if "test" in batches:
-        checkpoint.append_metrics(folder, {"epoch": done.best_epoch, "split": "test", "metrics": best["test"]})
-    if finals:
-        checkpoint.write_evaluation(folder, {name: evaluation.to_json() for name, evaluation in finals.items()})
-    return done, best
 
 
 def _started(prepared: Prepared, store: Store) -> resume.Started:

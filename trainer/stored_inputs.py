@@ -113,7 +113,7 @@ def build_texts(
     With ``trained``, the texts of a run that is put to use: the store gets no name for the data, and EncoderError is raised
     when something must be encoded and an encoder is not the one of the run.
     """
-    texts = [feature for feature in config.input_features if isinstance(feature, EncodedInput)]
+    texts = config.cached
     named = trained is None and not store.readonly
     columns: dict[str, list[EncoderLike]] = {}
     places: dict[str, int] = {}
@@ -169,9 +169,7 @@ def fit_texts(config: Config, gathered: Mapping[str, Vectors], train: NDArray[np
     Raises DataError where they have no vector at all to fill missing ones with.
     """
     states: dict[str, FittedText] = {}
-    for feature in config.input_features:
-        if not isinstance(feature, EncodedInput):
-            continue
+    for feature in config.cached:
         vectors, preprocessing = gathered[feature.name], feature.preprocessing
         strategy = preprocessing.missing_value_strategy
         indicator = strategy == "indicator" or preprocessing.missing_value_indicator

@@ -22,6 +22,7 @@ from trainer.full_batch import FullBatch
 from trainer.loop import EpochDone, FitResult, evaluate, fit
 from trainer.model import Model
 from trainer.optim import Lbfgs, Penalty
+from trainer.strategies import trained_of
 
 
 def problem() -> tuple[nn.Linear, Tensor, Tensor]:
@@ -81,7 +82,7 @@ def converge(model: Model, train: CachedBatches, **changes: Any) -> tuple[FitRes
     )
     epochs: list[EpochDone] = []
     settings = fit_settings(config, model, train)
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config, trained_of(model))
     return fit(model, train, None, optimizer=optimizer, settings=settings, on_epoch=epochs.append), epochs
 
 

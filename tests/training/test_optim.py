@@ -18,6 +18,7 @@ from trainer.optim import Adam, Optimizer, Schedule, Sgd, auto_learning_rate, fu
 from trainer.schema import Config
 from trainer.schema.optimizers import Adadelta, StepOptimizer
 from trainer.schema.training import TrainerConfig
+from trainer.strategies import trained_of
 
 STEPS = 60
 
@@ -207,7 +208,7 @@ def test_every_optimizer_of_the_config_trains_with_its_defaults(settings: Any) -
     chosen = Config.model_construct(trainer=TrainerConfig(optimizer=settings()))
     before = evaluate(model, train)["kind"]["loss"]
     run = dataclasses.replace(SETTINGS, epochs=10, learning_rate=1.0 if settings is Adadelta else 0.05)
-    fit(model, train, None, optimizer=build_optimizer(chosen, model), settings=run, on_epoch=lambda _: None)
+    fit(model, train, None, optimizer=build_optimizer(chosen, trained_of(model)), settings=run, on_epoch=lambda _: None)
     assert evaluate(model, train)["kind"]["loss"] < 0.8 * before
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cachestore import outside
 from trainer.report import charts, files, png, tensorboard
-from trainer.report.collect import collect
+from trainer.report.collect import collect, predicted
 from trainer.report.document import document
 from trainer.report.figures import Figure
 from trainer.report.mistakes import LARGEST, Contents, contents, worst
@@ -25,6 +25,7 @@ __all__ = [
     "EventFiles",
     "collect",
     "figures",
+    "predicted",
     "require_plots",
     "write",
     "write_plots",

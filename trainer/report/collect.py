@@ -31,23 +31,18 @@ _NUMBERS: Final = 1 << 21  # of the probabilities of every class: 4 MB as float1
 _BINS: Final = 30
 
 
-def collect(
-    folder: Path,
+def predicted(
     config: Config,
     model: Model,
-    prepared: Prepared,
+    states: Mapping[str, State],
+    held_out: Mapping[str, tuple[str, NDArray[np.int64]]],
     batches: Mapping[str, Batches],
-    store: Store,
-) -> Dataset | None:
-    """Write into the run ``folder`` what its report needs: predictions of the test rows, else of the validation rows.
-
-    Returns the data that these rows are of, None where nothing was held out.
-    """
-    split = next((name for name in ("test", "validation") if name in prepared.held_out), None)
+) -> Kept | None:
+    """The predictions that the report of a run shows: of the test rows, else of the validation rows, None without either."""
+    split = _shown(held_out)
     held = None
-    held_by = None
     if split is not None:
-        held_by, rows = prepared.held_out[split]
+        _, rows = held_out[split]
         targets = {name: target.cpu().numpy() for name, target in batches[split].targets.items()}
         # of a category one number a row is the least; sets and vectors are as wide as they are
         width = max(target.shape[1] if target.ndim > 1 else 1 for target in targets.values())
@@ -59,10 +54,28 @@ def collect(
             first = -at % step
             for output in config.output_features:
                 scores = np.ascontiguousarray(found[output.name].numpy()[first::step])
-                state, target = prepared.states[output.name], targets[output.name][at:stop][first::step]
+                state, target = states[output.name], targets[output.name][at:stop][first::step]
                 parts[output.name].append(_outcome(output, state, target, scores, -(-len(rows) // step)))
             at = stop
         held = Kept(rows[::step], len(rows), {name: _joined(outcomes) for name, outcomes in parts.items()})
+    return held
+
+
+def collect(
+    folder: Path,
+    config: Config,
+    prepared: Prepared,
+    store: Store,
+    held: Kept | None,
+    parameters: int,
+    device: str,
+) -> Dataset | None:
+    """Write into the run ``folder`` what its report needs, ``held`` among it.
+
+    Returns the data that the rows of ``held`` are of, None where nothing was held out.
+    """
+    split = _shown(prepared.held_out)
+    held_by = None if split is None else prepared.held_out[split][0]
     sources = {
         name: Source(dataset.label, None if dataset.path is None else str(dataset.path.absolute()), dataset.digest())
         for name, dataset in prepared.opened.items()
@@ -73,9 +86,9 @@ def collect(
         sources=sources,
         split=split,
         held_by=held_by,
-        targets={output.name: _targets(prepared, batches, output) for output in config.output_features},
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        device=str(next(iter(batches.values())).device),
+        targets={output.name: _targets(prepared, output) for output in config.output_features},
+        parameters=parameters,
+        device=device,
         versions={
             "cachestore": cachestore.__version__,
             "torch": torch.__version__,
@@ -84,6 +97,11 @@ def collect(
     )
     kept.write(folder, facts, held)
     return None if held_by is None else prepared.opened[held_by]
+
+
+def _shown(held_out: Mapping[str, object]) -> str | None:
+    """The split whose rows the report shows."""
+    return next((name for name in ("test", "validation") if name in held_out), None)
 
 
 def _joined(parts: Sequence[Outcome]) -> Outcome:
@@ -113,13 +131,13 @@ def _outcome(output: OutputFeature, state: State, target: NDArray[Any], scores: 
     return Outcome(target.astype(np.float32), scores)
 
 
-def _targets(prepared: Prepared, batches: Mapping[str, Batches], output: OutputFeature) -> dict[str, dict[str, Any]]:
+def _targets(prepared: Prepared, output: OutputFeature) -> dict[str, dict[str, Any]]:
     """By split, how many rows have each class or label, or where the numbers lie."""
     state = prepared.states[output.name]
     values = {
-        name: batches[name].targets[output.name].cpu().numpy()
+        name: prepared.batches[name].targets[output.name].cpu().numpy()
         for name in SPLITS
-        if name in batches and batches[name].rows
+        if prepared.batches[name].rows
     }
     match state:
         case FittedCategory(vocabulary=classes):

@@ -115,7 +115,10 @@ class Stack:
 
 def spread(batch: Batch) -> StackBatch:
     """One batch for all trials."""
-    groups = (batch.inputs, batch.missing, batch.targets)
+    inputs = {
+        name: values for name, values in batch.inputs.items() if isinstance(values, Tensor)
+    }  # no cells in a stack
+    groups = (inputs, batch.missing, batch.targets)
     return StackBatch(*({name: tensor.unsqueeze(1) for name, tensor in group.items()} for group in groups))
 
 

@@ -19,6 +19,7 @@ from trainer.fitting import build_optimizer, fit_settings
 from trainer.loop import EpochDone, FitResult
 from trainer.metrics import COMBINED
 from trainer.prepare import prepare
+from trainer.strategies import trained_of
 from trainer.sweep import groups
 from trainer.sweep.layers import Unstackable
 from trainer.sweep.plan import Plan, Trial
@@ -96,7 +97,7 @@ class Work:
             return
         why = obstacle(first, rows.device)
         if not all(isinstance(rows_of, CachedBatches) for rows_of in rows.batches.values()):
-            why = "memory_limit"
+            why = "an encoder runs in the loop" if trials[0].config.live else "memory_limit"
         if why is not None:
             self.clock.say(f"{len(trials)} trials train one by one: {why}.")
             self._alone(trials, rows)
@@ -125,7 +126,7 @@ class Work:
                 model.decoder(by.field).also_measure(by.metric)
             start_at_means(model, rows.train)
             settings = fit_settings(config, model, rows.train)
-            return Member(model, build_optimizer(config, model), settings)
+            return Member(model, build_optimizer(config, trained_of(model)), settings)
         except (ConfigError, UsageError) as error:
             self._end(trial, self._failed(trial, error, rows.digest), [])
             return None
