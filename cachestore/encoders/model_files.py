@@ -77,7 +77,7 @@ def read(directory: Path, digest: Callable[[Path], str]) -> ModelFiles:
         config=config,
         config_digest=json_digest(config),
         weights=tuple(sorted({digest(file) for file in weight_files(directory)})),
-        tokenizer={file.name: _tokenizer_digest(file, digest) for file in _tokenizer_files(directory)},
+        tokenizer={file.name: _tokenizer_digest(file, digest) for file in tokenizer_files(directory)},
         sentence=sentence,
         head=tuple(
             {**module.settings, **({"weights": digest(module.weights)} if module.weights else {})}
@@ -155,7 +155,7 @@ def weight_files(directory: Path) -> list[Path]:
     raise EncoderError(f"{directory} holds no weights: neither {_SINGLE} nor {_SHARDED}.")
 
 
-def _tokenizer_files(directory: Path) -> list[Path]:
+def tokenizer_files(directory: Path) -> list[Path]:
     files = [
         path
         for path in sorted(directory.iterdir())

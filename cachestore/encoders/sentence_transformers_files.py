@@ -27,6 +27,7 @@ _POOLINGS: Final[Mapping[str, str]] = {
     "lasttoken": "last",
     "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "weightedmean": "weightedmean",
+    "sum": "sum",  # this and a layer are cachestore's own, in what it exports; sentence-transformers refuses them
 }
 _POOLING_SWITCHES: Final[Mapping[str, str]] = {
     "pooling_mode_cls_token": "cls",
@@ -67,6 +68,11 @@ class Sentence:
     def poolings(self) -> tuple[str, ...]:
         """The poolings by their names here, to be joined. Raises EncoderError for one that is unknown."""
         return ("mean",) if self.pooling_config is None else _poolings(self.pooling_config)
+
+    def layer(self) -> int | None:
+        """The hidden layer that is pooled, counted from the embeddings; None for the last."""
+        layer = (_load_object(self.pooling_config) if self.pooling_config else {}).get("layer")
+        return layer if isinstance(layer, int) else None
 
     def pools_prompt(self) -> bool:
         """Whether the tokens of a prompt are pooled with the text's."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
-from cachestore.encoders import image_settings, imported, text_settings
+from cachestore.encoders import exported, image_settings, imported, text_settings
 from cachestore.encoders.image_settings import ImageTransformerSettings, TorchvisionSettings
 from cachestore.encoders.resolved import Resolved
 from cachestore.encoders.text_settings import HUB_IDS, TextSettings
@@ -108,11 +108,12 @@ _CLASSES: Final[Mapping[str, type[AnySettings]]] = {
 
 
 def parse_settings(value: str | Mapping[str, Any]) -> AnySettings:
-    """Settings from a mapping as written in a config; a bare string is a type. Raises ConfigError with all faults."""
+    """Settings from a mapping as written in a config; a bare string is a type, or RUN#FEATURE. Raises ConfigError with all faults."""
     if isinstance(value, str):
         value = {"type": value}
     if not isinstance(value, Mapping):
         raise ConfigError(f"encoder: must be a type or a mapping with a type, not {type(value).__name__}")
+    value = exported.dereferenced(value)
     kind = value.get("type")
     if not isinstance(kind, str) or kind not in TYPES:
         raise ConfigError(_wrong_type(kind))

@@ -137,6 +137,20 @@ def layer_of(spec: Mapping[str, Json]) -> int | None:
     return None if layer is None else int(layer)  # type: ignore[arg-type]
 
 
+def with_decoder(backbone: nn.Module, directory: Path) -> nn.Module:
+    """The whole model to save, for a backbone that is but a part of what ``directory`` is loaded as; else itself."""
+    config: Any = backbone.config
+    if not config.is_encoder_decoder or type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return backbone
+    with transformers_model.loading(directory):
+        whole, _ = transformers_model.load(
+            _model_class(config, directory), directory, pooler=False, dtype=next(backbone.parameters()).dtype
+        )
+        whole.get_encoder().load_state_dict(backbone.state_dict())
+    model: nn.Module = whole
+    return model
+
+
 def _load(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
     directory = sentence_transformers_files.read(directory).directory
     with transformers_model.loading(directory):

@@ -177,7 +177,7 @@ def _spec(settings: TextSettings, files: ModelFiles) -> dict[str, Json]:
 
 def _layer(settings: TextSettings, files: ModelFiles) -> int | None:
     """The hidden layer counted from the embeddings, which are 0; None for the last."""
-    asked = settings.layer
+    asked = files.sentence.layer() if settings.layer is None else settings.layer
     if asked is None or asked == -1:
         return None
     last = model_files.layers(files)

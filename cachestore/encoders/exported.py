@@ -1,0 +1,101 @@
+"""Encoders that a run trained and left behind as plain models: ``RUN#FEATURE`` names that of an input feature.
+
+Each lies in a folder of its own, RUN/encoders/FEATURE, and beside its files stands what opens it: the settings of a frozen
+encoder, without the place, in encoder.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+from cachestore.errors import ConfigError, nearest
+
+FOLDER: Final = "encoders"
+SETTINGS: Final = "encoder.json"
+WEIGHTS: Final = "model.safetensors"
+_ADAPTERS: Final = "adapters"
+_PLACES: Final = ("pretrained_model_name_or_path", "weights_path")
+
+
+def folder(run: Path, feature: str) -> Path:
+    """Where the encoder of a feature lies in a run's directory."""
+    return run / FOLDER / _quoted(feature)
+
+
+def adapter_folder(run: Path, feature: str) -> Path:
+    """Where the adapter of a feature's encoder lies in a run's directory."""
+    return run / _ADAPTERS / _quoted(feature)
+
+
+def place(settings: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Settings with the place of the files in ``directory``: torchvision's are a file of weights."""
+    if settings.get("type") == "torchvision":
+        return {**settings, "weights_path": str(directory / WEIGHTS)}
+    return {**settings, "pretrained_model_name_or_path": str(directory)}
+
+
+def dereferenced(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of an encoder whose type or place may be a reference: that encoder's own, and what else is written over them.
+
+    Raises ConfigError when a reference leads nowhere, or to an encoder of another type than the one that is written.
+    """
+    kind = value.get("type")
+    if isinstance(kind, str) and _is_reference(kind):
+        return {**_settings(kind, "type"), **{key: item for key, item in value.items() if key != "type"}}
+    for key in _PLACES:
+        name = value.get(key)
+        if isinstance(name, str) and _is_reference(name):
+            found = _settings(name, key)
+            if found["type"] != kind:
+                raise ConfigError(f"encoder.type: {name} is an encoder of type {found['type']}, not {kind!r}")
+            return {**found, **{other: item for other, item in value.items() if other not in _PLACES}}
+    return value
+
+
+def _is_reference(name: str) -> bool:
+    return "#" in name and not Path(name).expanduser().exists()
+
+
+def _settings(reference: str, key: str) -> dict[str, Any]:
+    run, feature = _parts(reference)
+    directory = folder(run, feature)
+    try:
+        found = json.loads((directory / SETTINGS).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"encoder.{key}: {reference}: {_why_not(run, feature)}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"encoder.{key}: {directory / SETTINGS} cannot be read ({error}); train again") from error
+    if not isinstance(found, dict) or not isinstance(found.get("type"), str):
+        raise ConfigError(f"encoder.{key}: {directory / SETTINGS} names no type of encoder; train again")
+    return place(found, directory.absolute())
+
+
+def _parts(reference: str) -> tuple[Path, str]:
+    """The run and the feature: both may have # in their names, so the first run that is there."""
+    marks = [at for at, letter in enumerate(reference) if letter == "#"]
+    splits = [(Path(reference[:at]).expanduser(), reference[at + 1 :]) for at in marks]
+    return next(((run, feature) for run, feature in splits if run.is_dir()), splits[0])
+
+
+def _why_not(run: Path, feature: str) -> str:
+    if not run.is_dir():
+        return f"there is no directory {run.absolute()}"
+    adapter = adapter_folder(run, feature) / "adapter_config.json"
+    if adapter.is_file():
+        return (
+            f"the adapter of {feature!r} cannot be merged into its encoder, so the run serves predict alone; train it with "
+            "one that can be, such as lora"
+        )
+    there = sorted(unquote(path.parent.name) for path in run.glob(f"{FOLDER}/*/{SETTINGS}"))
+    if not there:
+        return f"{run} is not a finished run that trained an encoder"
+    return f"the run trained no encoder of {feature!r}{nearest(feature, there) or '; it trained ' + ', '.join(there)}"
+
+
+def _quoted(feature: str) -> str:
+    # a name may hold slashes, or be no more than dots
+    return quote(feature, safe=" ").replace(".", "%2E")
