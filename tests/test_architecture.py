@@ -53,8 +53,8 @@ DOORS = {
     ),
     "transformers": ("cachestore/encoders/transformers_model.py",),
     "torchvision": ("cachestore/encoders/torchvision_models.py",),
-    "peft": (),
-    "ray": (),
+    "peft": ("trainer/adapters.py",),
+    "ray": ("trainer/strategies/ray.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
     # test and demo dependencies, which an installed package may lack
