@@ -25,13 +25,14 @@ class Batch:
     ``inputs``: a vector (rows, dim), a number or truth value (rows, 1), a category index, int64 (rows,), or the cells of an
     input whose encoder runs in the loop.
     ``missing``: 1.0 where the cell is missing, (rows, 1), for the features that had missing cells in training.
-    ``targets``: empty when predicting.
+    ``targets``: empty when predicting. ``numbers``: which rows of the data these are, where encoders run in the loop.
     """
 
     rows: int
     inputs: Mapping[str, Input]
     missing: Mapping[str, Tensor]
     targets: Mapping[str, Tensor]
+    numbers: NDArray[np.int64] | None = None
 
 
 class Batches(Protocol):

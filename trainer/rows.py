@@ -38,6 +38,8 @@ class Columns:
     missing: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     cells: Mapping[str, Cells] = field(default_factory=dict)
     bucketed: bool = True
+    numbers: NDArray[np.int64] | None = None
+    """of rows that were taken, which they are of the dataset"""
 
     def select(self, rows: NDArray[np.bool_]) -> CachedBatches | StreamedBatches | LiveBatches:
         """The rows marked by ``rows`` that can be used, in dataset order; contiguous tensors, but for what stays in the store."""
@@ -50,7 +52,7 @@ class Columns:
             {name: values[places] for name, values in group.items()} for group in (self.targets, self.missing)
         )
         cells = {name: each.take(places) for name, each in self.cells.items()}
-        taken = Columns(inputs, targets, self.drop[places], missing, cells, self.bucketed)
+        taken = Columns(inputs, targets, self.drop[places], missing, cells, self.bucketed, places)
         return taken._batches(np.ones(len(places), np.bool_))
 
     def _batches(self, rows: NDArray[np.bool_]) -> CachedBatches | StreamedBatches | LiveBatches:
@@ -60,7 +62,8 @@ class Columns:
         if self.cells:
             places = np.flatnonzero(rows)
             cells = {name: each.take(places) for name, each in self.cells.items()}
-            return LiveBatches(cells, cached.inputs, cached.targets, cached.missing, self.bucketed)
+            numbers = places if self.numbers is None else self.numbers[places]
+            return LiveBatches(cells, cached.inputs, cached.targets, cached.missing, numbers, self.bucketed)
         if not streamed:
             return cached
         vectors = {name: values[rows] for name, values in streamed.items()}

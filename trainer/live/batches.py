@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 import numpy as np
@@ -23,13 +23,14 @@ _WINDOW: Final = 50  # batches whose rows are sorted together: enough for little
 class LiveBatches:
     """Rows as CachedBatches has them, beside the cells of every input whose encoder runs in the loop.
 
-    ``bucketed``: shuffled batches are of rows of about one length.
+    ``numbers``: which rows of the data they are. ``bucketed``: shuffled batches are of rows of about one length.
     """
 
     cells: Mapping[str, Cells]
     inputs: Mapping[str, Tensor]
-    targets: Mapping[str, Tensor] = field(default_factory=dict)
-    missing: Mapping[str, Tensor] = field(default_factory=dict)
+    targets: Mapping[str, Tensor]
+    missing: Mapping[str, Tensor]
+    numbers: NDArray[np.int64]
     bucketed: bool = True
     device: torch.device = _CPU
 
@@ -96,4 +97,5 @@ class LiveBatches:
             },
             {name: tensor.index_select(0, index) for name, tensor in self.missing.items()},
             {name: tensor.index_select(0, index) for name, tensor in self.targets.items()},
+            self.numbers[rows],
         )
