@@ -16,13 +16,14 @@ from cachestore import yaml_source
 from cachestore.dataset import Dataset
 from cachestore.errors import ConfigError
 from cachestore.yaml_source import shown
-from trainer import faults
+from trainer import faults, tunings
 from trainer.checks import check_balance, check_columns, check_data, check_plateau, check_split, choose_validation
 from trainer.combiners import Combiner, ComparatorCombiner
 from trainer.feature_sections import check_defaults, read_features
 from trainer.older_forms import Rewriting, rewrite
 from trainer.overrides import apply_override
-from trainer.schema import Backend, Config
+from trainer.schema import Config
+from trainer.schema.backend import Backend, LocalBackend
 from trainer.schema.preparation import Preprocessing
 from trainer.schema.training import TrainerConfig
 
@@ -35,6 +36,7 @@ _SECTIONS: Final[Mapping[str, Any]] = {
     "backend": Backend,
     "random_seed": Annotated[int, Field(ge=0, strict=True)],
 }
+_SECTIONS_WITHIN: Final = ("learning_rate_scheduler", "gradient_clipping", "trainer")
 _DEFAULT_TYPES: Final[Mapping[str, str]] = {"combiner": "concat", "backend": "local"}
 _INNER_DEFAULT_TYPES: Final[Mapping[str, Mapping[str, str]]] = {
     "trainer": {"optimizer": "adam"},
@@ -67,7 +69,7 @@ def load_config(
     found += rewriting.found
     config = _read(written, found, data)
     if config is not None:
-        return config
+        return config.with_notices(tuple(dict.fromkeys(rewriting.told))) if rewriting.told else config
     found = list(dict.fromkeys(map(rewriting.as_written, found)))
     head = f"{where}: " if len(found) == 1 else f"{where} has {len(found)} faults:\n"
     raise ConfigError(head + "\n".join(found))
@@ -87,6 +89,11 @@ def _read(data: Mapping[str, Any], found: list[str], dataset: Dataset | None) ->
         if sections["trainer"] is not None:
             sections["trainer"] = sections["trainer"].model_copy(update=chosen)
             check_plateau(sections["trainer"], outputs, found)
+    features = [entry.feature for entry in inputs if entry.feature is not None]
+    trainer, backend = sections.get("trainer", TrainerConfig()), sections.get("backend", LocalBackend())
+    if trainer is not None and len(features) == len(inputs):
+        sections["trainer"] = tunings.with_defaults(trainer, data.get("trainer"), features)
+        found.extend(tunings.check_trainer(trainer, backend, features))
     combiner = sections.get("combiner")
     if isinstance(combiner, ComparatorCombiner):
         found.extend(combiner.unknown([entry.name for entry in inputs if entry.name is not None]))
@@ -115,7 +122,7 @@ def _section(name: str, value: Any, found: list[str]) -> Any:
         value = {
             key: faults.with_type(item, inner[key]) if key in inner else item
             for key, item in value.items()
-            if item is not None or key not in (*inner, "learning_rate_scheduler", "gradient_clipping")
+            if item is not None or key not in (*inner, *_SECTIONS_WITHIN)
         }
     section, faulty = faults.validated(_SECTIONS[name], value, name)
     found.extend(f"{faults.joined((name, *fault.path))}: {fault.why}" for fault in faulty)

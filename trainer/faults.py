@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from cachestore.errors import nearest
 from cachestore.yaml_source import shown
 from trainer import ludwig
+from trainer.frozen import keys_of
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -95,7 +96,7 @@ def _behind(path: Path, found: list[Fault], model: Any, value: Any, section: str
         _, more = validated(model, _with(value, path, {**here, "type": near}), section)
         known = {fault.path for fault in found}
         return [fault for fault in more if fault.path not in known]
-    keys = list(dict.fromkeys(key for option in classes(annotation) for key in option.model_fields))
+    keys = list(dict.fromkeys(key for option in classes(annotation) for key in keys_of(option)))
     inside = ".".join([*section.split("."), *(str(part) for part in path if isinstance(part, str))]).strip(".")
     return [Fault((*path, key), unknown_key(inside, key, keys)) for key in here if key not in keys]
 
@@ -167,7 +168,7 @@ def _fault(path: Path, details: list[ErrorDetails], model: Any, data: Any, secti
     if first["type"] == "extra_forbidden":
         return Fault(
             path,
-            unknown_key(here[: -len(str(path[-1]))].rstrip("."), str(path[-1]), owner.model_fields if owner else ()),
+            unknown_key(here[: -len(str(path[-1]))].rstrip("."), str(path[-1]), keys_of(owner) if owner else ()),
         )
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
         return Fault(path, "is missing")
@@ -208,6 +209,8 @@ def unknown_key(section: str, key: str, keys: Iterable[str]) -> str:
 def no_such_value(setting: str, given: Any, choices: Sequence[str], *, null: bool = False) -> str:
     """What to say of a value that is none of ``choices``; ``setting`` is its path without feature names."""
     allowed = _choices(choices, null=null)
+    if isinstance(given, str) and (setting, given) in ludwig.INSTEAD:
+        return f"{given!r} {ludwig.INSTEAD[setting, given]}; {allowed}"
     if isinstance(given, str) and given in ludwig.VALUES.get(setting, ()):
         return f"{given!r} is not supported yet; {allowed}"
     hint = nearest(given, choices) if isinstance(given, str) else ""

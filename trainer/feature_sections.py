@@ -13,9 +13,9 @@ from cachestore.encoders.spec import HashingSettings, parse_settings
 from cachestore.errors import ConfigError, nearest
 from cachestore.sources import fields
 from cachestore.yaml_source import shown
-from trainer import faults
+from trainer import faults, tunings
 from trainer.faults import Fault
-from trainer.schema.inputs import ImageEncoder, InputFeature, EncodedInput, TextEncoder
+from trainer.schema.inputs import EncodedInput, ImageEncoder, InputFeature, TextEncoder
 from trainer.schema.outputs import OutputFeature
 from trainer.schema.tuning import Tuning
 
@@ -27,7 +27,6 @@ SHARED: Final[Mapping[Side, tuple[str, ...]]] = {  # the sections that `defaults
     "output_features": ("decoder", "loss"),
 }
 _IDENTITY: Final = ("name", "type", "column")
-_NAMES_ITS_FEATURE: Final = (("trainable",), ("adapter",))  # even where defaults say it
 _TYPE: Final = ("encoder", "type")
 _STORED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {  # how a feature's encoder may be written, and its types
     "text": ("minilm", tuple(faults.tags(TextEncoder))),
@@ -119,15 +118,19 @@ def _read_feature(side: Side, place: str, item: Mapping[str, Any], default: Mapp
         return None
     if side == "input_features" and kind in _STORED:
         required = not place.startswith("defaults.")
-        settings["encoder"], settings["tuning"] = _split(settings.get("encoder"))
+        if "tuning" in item:
+            faulty.append(Fault(("tuning",), faults.unknown_key(side, "tuning", ())))
+        settings["encoder"], settings["tuning"] = tunings.apart(settings.get("encoder"), faulty)
         settings["encoder"] = _encoder(kind, settings["encoder"], faulty, required=required)
     feature, more = faults.validated(SIDES[side], settings, side)
     more = [replace(each, path=("encoder", *each.path[1:])) if each.path[:1] == ("tuning",) else each for each in more]
+    if isinstance(feature, EncodedInput) and not any(fault.path[:1] == ("encoder",) for fault in faulty):
+        more += tunings.check(feature)
     for fault in [*faulty, *more]:
-        own = fault.path[-1:] in _NAMES_ITS_FEATURE or _holds(item, fault.path) or not _holds(default, fault.path)
+        own = _holds(item, fault.path) or not _holds(default, fault.path)
         where = place if own else f"defaults.{item['type']}"
         found.append(f"{where}{'.' if fault.path else ''}{faults.joined(fault.path)}: {fault.why}")
-    return None if faulty else feature
+    return None if faulty or more else feature
 
 
 def _under(side: Side, item: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,14 +158,6 @@ def _default_type(side: Side, kind: str, key: str) -> str | None:
             default: str | None = getattr(option.model_fields[key].default, "type", None)
             return default
     return None
-
-
-def _split(encoder: Any) -> tuple[Any, dict[str, Any]]:
-    """The settings of an encoder as written, and those of its training, which stand among them."""
-    if not isinstance(encoder, Mapping):
-        return encoder, {}
-    tuning = {key: item for key, item in encoder.items() if key in Tuning.model_fields}
-    return {key: item for key, item in encoder.items() if key not in tuning}, tuning
 
 
 def _encoder(kind: str, value: Any, faulty: list[Fault], *, required: bool) -> Any:
@@ -203,7 +198,7 @@ def _parsed(value: Any, types: tuple[str, ...]) -> tuple[Any, list[Fault]]:
             path, _, why = line.partition(": ")
             why = why.replace(", ".join(ENCODER_TYPES), ", ".join(types))
             if why == "unknown key":
-                why += nearest(path.rpartition(".")[2], ("trainable", "adapter"))
+                why += nearest(path.rpartition(".")[2], Tuning.model_fields)
             wrong.append(Fault(tuple(path.split(".")), why))
         return None, wrong
 

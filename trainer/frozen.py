@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from pydantic import BaseModel, ConfigDict
+
+NOT_WRITTEN: Final[dict[str, Any]] = {"written": False}
+"""Marks a field that has no key of its own in a config."""
+
+
+def keys_of(section: type[BaseModel]) -> list[str]:
+    """The keys that a section may have in a config."""
+    return [name for name, field in section.model_fields.items() if field.json_schema_extra != NOT_WRITTEN]
 
 
 class Frozen(BaseModel):

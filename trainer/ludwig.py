@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import Final
 
 _LATER: Final = "not supported yet; leave it out"
-_NO_LLM: Final = "not supported yet; text goes through a frozen encoder, see input_features.…encoder"
+_NO_LLM: Final = "not supported yet; a text model is the encoder of a text feature, see input_features.…encoder"
 _FLOW: Final = "not supported yet; leave it out: every output reads the combiner's vector"
 _UNDER_ENCODER: Final = "belongs under encoder"
-_ONE_WORKER: Final = "not supported yet; leave it out: training runs in one process"
 _IN_TRANSFORM: Final = "belongs to the encoder, which knows what its weights were trained on; leave it out"
 _IN_ENCODER: Final = "not supported yet; the encoder's own tokenizer cuts the text"
 _FROM_DATA: Final = "follows from the data; leave it out"
+_FROM_MODEL: Final = "follows from the encoder; leave it out"
 _NO_FILL: Final = "features of this type have none; choose another missing_value_strategy"
 
 KEYS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -33,13 +33,10 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         "warmup_fraction": "belongs under learning_rate_scheduler",
         "random_seed": "stands at the top of the config",
         "type": "not supported yet; leave it out: there is one trainer",
-        "learning_rate_scaling": _ONE_WORKER,
         "compile": _LATER,
-        "layers_to_freeze_regex": "not supported yet; leave it out: encoders are frozen",
-        "enable_gradient_checkpointing": "not supported yet; leave it out: encoders are frozen",
+        "bucketing_field": "not needed; leave it out: texts of about one length are batched together, see bucket_by_length",
         **dict.fromkeys(
             (
-                "bucketing_field",
                 "eval_steps",
                 "can_tune",
                 "enable_profiling",
@@ -74,14 +71,16 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
                 "pretrained_model_name_or_path",
                 "reduce_output",
                 "trainable",
+                "trainable_layers",
             ),
             _UNDER_ENCODER,
         ),
+        "tuning": "unknown key; trainable, adapter and trainable_layers stand under encoder",
         "encoder": "not supported yet; leave it out: a value of this type goes to the combiner as it is",
         "cache_encoder_embeddings": "belongs under preprocessing",
         "missing_value_strategy": "belongs under preprocessing",
         "normalization": "belongs under preprocessing",
-        "augmentation": "not supported yet; leave it out: encoders are frozen, and a picture has one vector",
+        "augmentation": "not supported yet; leave it out: a picture is seen as it is",
         "tied": "not supported yet; two features with equal encoders already share what is stored",
         "proc_column": _LATER,
     },
@@ -196,10 +195,35 @@ KEYS: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         _LATER,
     ),
-    "backend": dict.fromkeys(
-        ("trainer", "loader", "processor", "cache_dir", "cache_format", "cache_credentials", "preprocessor_kwargs"),
-        "not supported yet; leave it out: training runs in one process on this machine",
-    ),
+    "input_features.tuning.adapter": {
+        "r": "adalora has init_r and target_r instead, and other types without r have no rank; leave it out",
+        "loraplus_lr_ratio": "not supported yet; leave it out, or set trainer.encoder_learning_rate",
+        "postprocessor": "leave it out: a run has the adapter, and the encoder with the adapter merged into it",
+        "pretrained_adapter_weights": _LATER,
+        "modules_to_save": "not supported yet; leave it out: combiner and decoders are trained in any case",
+        "fan_in_fan_out": "follows from the model; leave it out",
+        **dict.fromkeys(
+            ("task_type", "inference_mode", "base_model_name_or_path", "revision", "peft_type"), _FROM_MODEL
+        ),
+        **dict.fromkeys(
+            (
+                *("loftq_config", "eva_config", "corda_config", "lora_bias", "layer_replication", "target_parameters"),
+                *("megatron_config", "megatron_core", "trainable_token_indices", "runtime_config"),
+            ),
+            _LATER,
+        ),
+    },
+    "backend": {
+        **dict.fromkeys(("loader", "processor", "preprocessor_kwargs"), "has no meaning here; leave it out"),
+        **dict.fromkeys(
+            ("cache_dir", "cache_format", "cache_credentials"),
+            "has no meaning here; leave it out: vectors are kept in the store, see --store",
+        ),
+    },
+    "backend.trainer": {
+        **dict.fromkeys(("use_gpu", "resources_per_worker"), "is for backend: ray; leave it out"),
+        **dict.fromkeys(("timeout_s", "max_retries", "nics"), "has no meaning here; leave it out"),
+    },
 }
 
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -225,5 +249,19 @@ VALUES: Final[Mapping[str, tuple[str, ...]]] = {
         *("lion", "lion_8bit", "lars", "lamb", "ftrl"),
     ),
     "trainer.learning_rate_scheduler.decay": ("wsd",),
-    "backend.type": ("ray", "horovod", "deepspeed", "dask", "modin"),
+    "input_features.tuning.adapter.type": (
+        *("prefix_tuning", "p_tuning", "fourierft", "boft", "tinylora", "c3a", "hra", "waveft", "ln_tuning", "vblora"),
+    ),
 }
+
+_DEEPSPEED: Final = (
+    "is not supported: fsdp shards parameters, gradients and optimizer state, as DeepSpeed's ZeRO stage 3 does"
+)
+INSTEAD: Final[Mapping[tuple[str, str], str]] = {
+    ("backend.type", "deepspeed"): f"{_DEEPSPEED}; set backend.trainer.strategy: fsdp",
+    ("backend.trainer.strategy", "deepspeed"): _DEEPSPEED,
+    ("backend.trainer.strategy", "accelerate"): "is not supported: it runs ddp, or fsdp, which are built in",
+    ("backend.type", "dask"): "is a processor, not where training runs",
+    ("backend.type", "modin"): "is a processor, not where training runs",
+}
+"""Path of a setting and a value of Ludwig's → what to say of it, before the choices."""

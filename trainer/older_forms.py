@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trainer import faults
-from trainer.schema.inputs import InputFeature, EncodedInput
+from trainer.schema.backend import BackendTrainer
+from trainer.schema.inputs import EncodedInput, InputFeature
 from trainer.schema.outputs import OutputFeature
+from trainer.schema.tuning import Tuning
 
 _CLASSES: Final[Mapping[str, Any]] = {"input_features": InputFeature, "output_features": OutputFeature}
 _PART: Final = {"input_features": "encoder", "output_features": "decoder"}
 _TYPES: Final = {"numerical": "number"}
-_NEVER_MISSING: Final = ("trainable", "adapter")  # every encoder of Ludwig has them
 _STRATEGIES: Final = {"backfill": "bfill", "pad": "ffill"}
 _LENGTHS: Final = ("max_sequence_length", "sequence_length_limit", "word_sequence_length_limit")
 _SCHEDULE: Final = {
@@ -31,6 +32,11 @@ _SCHEDULE: Final = {
     "reduce_learning_rate_eval_split": "reduce_eval_split",
 }
 _TRAINER: Final = {"regularizer": "regularization_type", "increase_batch_size_on_plateau_max": "max_batch_size"}
+_NOT_OURS: Final = ("horovod", "deepspeed")
+_HOROVOD: Final = (
+    "strategy: horovod runs as ddp, which averages gradients in the same way: Horovod's last release, 0.28.1 of June 2023, does not "
+    "build against torch 2.1 or later."
+)
 _COMBINER: Final = {"fc_size": "output_size", "bias": "use_bias"}
 _DECODER: Final = {
     "fc_size": "fc_output_size",
@@ -43,10 +49,14 @@ _DECODER: Final = {
 
 @dataclass
 class Rewriting:
-    """``moved``: a place as it is now → where the user wrote it. ``found``: faults, as one value for two forms."""
+    """``moved``: a place as it is now → where the user wrote it. ``found``: faults, as one value for two forms.
+
+    ``told``: what is not a fault, and yet done otherwise than written.
+    """
 
     moved: dict[str, str] = field(default_factory=dict)
     found: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def as_written(self, fault: str) -> str:
         """A fault, ``place: why``, with the place that the user wrote."""
@@ -73,6 +83,8 @@ def rewrite(data: dict[str, Any], rewriting: Rewriting) -> None:
         rewriting.move(data, "training", data, "trainer", ("", ""))
     if isinstance(trainer := data.get("trainer"), dict):
         _trainer(trainer, rewriting)
+        _workers(data, trainer, rewriting)
+    _backend(data, rewriting)
     if isinstance(combiner := data.get("combiner"), dict):
         _renamed(combiner, _COMBINER, "combiner", rewriting)
         for index, layer in enumerate(combiner["fc_layers"] if isinstance(combiner.get("fc_layers"), list) else ()):
@@ -126,6 +138,41 @@ def _trainer(trainer: dict[str, Any], rewriting: Rewriting) -> None:
             rewriting.move(trainer, old, schedule, new, ("trainer", place))
     if schedule:
         trainer["learning_rate_scheduler"] = schedule
+
+
+def _workers(data: dict[str, Any], trainer: dict[str, Any], rewriting: Rewriting) -> None:
+    """``trainer: {strategy: ddp, num_workers: 2}`` is ``backend: {trainer: {strategy: ddp, num_workers: 2}}``."""
+    written = [key for key in BackendTrainer.model_fields if key in trainer]
+    backend = faults.with_type({} if data.get("backend") is None else data["backend"])
+    if not written or not isinstance(backend, dict):
+        return
+    workers = {} if backend.get("trainer") is None else backend["trainer"]
+    if not isinstance(workers, dict):
+        return
+    data["backend"] = {**backend, "trainer": workers}
+    for key in written:
+        rewriting.move(trainer, key, workers, key, ("trainer", "backend.trainer"))
+
+
+def _backend(data: dict[str, Any], rewriting: Rewriting) -> None:
+    """What ran elsewhere than in Ray, or by horovod: `local` backends whose strategy is ddp."""
+    backend = faults.with_type(data.get("backend"))
+    if not isinstance(backend, dict):
+        return
+    workers = {} if backend.get("trainer") is None else backend["trainer"]
+    if not isinstance(workers, dict):
+        return
+    if backend.get("type") == "horovod":
+        workers.setdefault("strategy", "horovod")
+        data["backend"] = {**backend, "type": "local", "trainer": workers}
+    strategy = workers.get("strategy")
+    if isinstance(strategy, dict) and (strategy.keys() == {"type"} or strategy.get("type") in _NOT_OURS):
+        workers["strategy"] = strategy = strategy["type"]
+    if strategy == "local":
+        workers["strategy"] = None
+    elif strategy == "horovod":
+        workers["strategy"] = "ddp"
+        rewriting.told.append(_HOROVOD)
 
 
 def _split(preprocessing: dict[str, Any], rewriting: Rewriting) -> None:
@@ -203,7 +250,7 @@ def _flat(side: str, feature: dict[str, Any], kind: str, place: str, rewriting: 
     renamed = _DECODER if side == "output_features" else {}
     keys = [*_keys(owner.model_fields[part].annotation, written.get("type"))]
     if kind in faults.tags(EncodedInput) and side == "input_features":
-        keys += _NEVER_MISSING
+        keys += Tuning.model_fields
     flat = [key for key in feature if key not in owner.model_fields and renamed.get(key, key) in keys]
     for key in flat:
         rewriting.move(feature, key, written, renamed.get(key, key), (place, f"{place}.{part}"))

@@ -5,22 +5,17 @@ Combiners, decoders and encoders have their settings beside their modules. ``tra
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, PrivateAttr
 
 from trainer.combiners import Combiner, ConcatCombiner
 from trainer.frozen import Frozen
+from trainer.schema.backend import Backend, LocalBackend
 from trainer.schema.inputs import EncodedInput, InputFeature
 from trainer.schema.outputs import OutputFeature
 from trainer.schema.preparation import Preprocessing
 from trainer.schema.training import TrainerConfig
-
-
-class Backend(Frozen):
-    """Where training runs."""
-
-    type: Literal["local"] = "local"
 
 
 class Config(Frozen):
@@ -31,8 +26,19 @@ class Config(Frozen):
     combiner: Combiner = ConcatCombiner()
     trainer: TrainerConfig = TrainerConfig()
     preprocessing: Preprocessing = Preprocessing()
-    backend: Backend = Backend()
+    backend: Backend = LocalBackend()
     random_seed: NonNegativeInt = 42
+    _notices: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What its reader is to be told: where something else is done than what was written."""
+        return self._notices
+
+    @property
+    def trained(self) -> tuple[EncodedInput, ...]:
+        """Inputs whose encoder is trained, or an adapter on it."""
+        return tuple(each for each in self.live if each.tuning.mode != "frozen")
 
     @property
     def cached(self) -> tuple[EncodedInput, ...]:
@@ -43,6 +49,12 @@ class Config(Frozen):
     def live(self) -> tuple[EncodedInput, ...]:
         """Inputs whose encoder runs in the loop."""
         return tuple(each for each in self.input_features if isinstance(each, EncodedInput) and each.live)
+
+    def with_notices(self, notices: tuple[str, ...]) -> Config:
+        """The same config, which tells these."""
+        told = self.model_copy()
+        told._notices = notices
+        return told
 
     def resolved(self) -> dict[str, Any]:
         """Plain mappings and lists, every default written out; ``load_config`` reads them back to an equal config."""

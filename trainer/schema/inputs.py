@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, SerializerFunctionWrapHandler, model_se
 from cachestore.encoders.image_settings import ImageSettings
 from cachestore.encoders.spec import HashingSettings, ImportedSettings
 from cachestore.encoders.text_settings import TextSettings
-from trainer.frozen import Frozen
+from trainer.frozen import NOT_WRITTEN, Frozen
 from trainer.layers import Activation, DropoutRate, FcLayer, Norm
 from trainer.schema.names import Column, Name
 from trainer.schema.preprocessing import (
@@ -92,7 +92,7 @@ class TextInput(Frozen):
     column: Column
     active: bool = True
     encoder: TextEncoder
-    tuning: Tuning = Tuning()
+    tuning: Tuning = Field(default=Tuning(), json_schema_extra=NOT_WRITTEN)
     preprocessing: TextPreprocessing = TextPreprocessing()
 
     @property
@@ -113,7 +113,7 @@ class ImageInput(Frozen):
     column: Column
     active: bool = True
     encoder: ImageEncoder
-    tuning: Tuning = Tuning()
+    tuning: Tuning = Field(default=Tuning(), json_schema_extra=NOT_WRITTEN)
     preprocessing: ImagePreprocessing = ImagePreprocessing()
 
     @property

@@ -40,6 +40,17 @@ def _sized(size: int | str) -> int | str:
 Size: TypeAlias = Annotated[int | str, AfterValidator(_sized)]
 
 
+def _compiled(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from None
+    return value
+
+
+Regex: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_compiled)]
+
+
 class Scheduler(Frozen):
     """A linear warm-up, then ``decay``, and a reduction where a metric stands still.
 
@@ -86,9 +97,14 @@ class TrainerConfig(Frozen):
     """How the loop runs; ``early_stop`` counts epochs without a better validation metric, -1 is never.
 
     ``train_steps`` takes the place of ``epochs``. ``effective_batch_size`` = ``batch_size`` ×
-    ``gradient_accumulation_steps``: a step takes the gradients of so many rows, so many at once. Other defaults for lbfgs:
-    a learning rate of 1. With ``memory_limit``, more vectors than a quarter of it stay in the store and
+    ``gradient_accumulation_steps``: a step takes the gradients of so many rows, of all workers together, so many at once. Other
+    defaults for lbfgs: a learning rate of 1. With ``memory_limit``, more vectors than a quarter of it stay in the store and
     are read in blocks.
+
+    Of encoders that run in the loop: ``encoder_learning_rate`` (that of the rest unless given, or by what is trained of them where
+    that is auto), ``bucket_by_length`` (batches of texts of about one length), ``enable_gradient_checkpointing`` (activations of a
+    block are computed again instead of kept), ``layers_to_freeze_regex`` (parameters whose name it is found in are not trained).
+    ``learning_rate_scaling`` by the number of workers is constant where Ludwig's is linear: ``batch_size`` does not grow with them.
     """
 
     optimizer: Optimizer = Adam()
@@ -100,6 +116,8 @@ class TrainerConfig(Frozen):
     gradient_accumulation_steps: PositiveInt | Literal["auto"] = "auto"
     eval_batch_size: PositiveInt | None = None
     learning_rate: PositiveFloat | Literal["auto", "range_test"] = Field(default_factory=_rate)
+    encoder_learning_rate: PositiveFloat | None = None
+    learning_rate_scaling: Literal["constant", "linear", "sqrt"] = "constant"
     learning_rate_scheduler: Scheduler = Scheduler()
     gradient_clipping: GradientClipping = GradientClipping()
     regularization_type: Literal["l1", "l2", "l1_l2"] | None = "l2"
@@ -108,6 +126,8 @@ class TrainerConfig(Frozen):
     use_mixed_precision: bool = False
     evaluate_training_set: bool = False
     bucket_by_length: bool = True
+    enable_gradient_checkpointing: bool = False
+    layers_to_freeze_regex: Regex | None = None
     validation_field: str | None = None
     validation_metric: str | None = None
     memory_limit: Size | None = None
