@@ -98,7 +98,7 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     config = load_config(description["config"])
     states: dict[str, State] = {name: _state(state) for name, state in description["features"].items()}
     model = build_model(config, states)
-    checkpoint.read_weights(path, model)
+    checkpoint.read_weights(path, model, model.input_of)
     dataset = open_dataset(data)
     table = rows.read(config, dataset, targets=targets)
     fitted = {name: state for name, state in states.items() if not isinstance(state, FittedText | LiveState)}

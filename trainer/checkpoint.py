@@ -3,8 +3,10 @@
 run.json            marks the directory as a run, with the number of its format and the run's id; written first
 config.yaml         the config with every default written out
 evaluation.json     the final evaluation of the validation and test splits: intervals, confusion, tables of classes
+steps.jsonl         where encoders run in the loop, one object per optimizer step; appended while training runs
 metrics.jsonl       one object per epoch and split, and one for the test split; appended while training runs
-model.safetensors   the weights
+model.safetensors   the weights, but for those of encoders that run in the loop
+adapters, encoders  those of encoders that were trained, see trainer/artefacts.py
 model.json          what gives them meaning: the config again, vocabularies, normalisation, encoder specs, manifests
 summary.json        what the run did; written last, so a run that has it is complete
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,14 +34,20 @@ FORMAT: Final = 1
 MARK: Final = "run.json"
 CONFIG: Final = "config.yaml"
 METRICS: Final = "metrics.jsonl"
+STEPS: Final = "steps.jsonl"
 EVALUATION: Final = "evaluation.json"
 WEIGHTS: Final = "model.safetensors"
 MODEL: Final = "model.json"
 SUMMARY: Final = "summary.json"
-STARTED: Final = "started.json"  # these two are trainer/resume.py's
+STARTED: Final = "started.json"  # these three are trainer/resume.py's
 STATE: Final = "resume.safetensors"
+STATES: Final = "resume"
 _OF_REPORTS: Final = ("predictions.safetensors", "report.json", "report.html", "plots", "tensorboard")
-FILES: Final = (MARK, CONFIG, METRICS, EVALUATION, WEIGHTS, MODEL, SUMMARY, STARTED, STATE, *_OF_REPORTS)
+FILES: Final = (
+    *(MARK, CONFIG, STEPS, METRICS, EVALUATION, WEIGHTS, MODEL, SUMMARY, STARTED, STATE, STATES),
+    *("adapters", "encoders"),
+    *_OF_REPORTS,
+)
 _KIND: Final = "cachestore run"  # others call a file run.json too
 
 
@@ -77,11 +85,12 @@ def write_config(run: Path, config: Mapping[str, Any]) -> None:
 
 def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
     """Add one line to the metrics, which outlives this process from then on; a metric that is NaN is null there."""
-    try:
-        with (run / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(line), allow_nan=False) + "\n")
-    except OSError as error:
-        raise outside.unwritable(run / METRICS, error) from error
+    _append(run / METRICS, line)
+
+
+def append_step(run: Path, line: Mapping[str, Any]) -> None:
+    """Add one line to the steps, as ``append_metrics`` does."""
+    _append(run / STEPS, line)
 
 
 def write_evaluation(run: Path, evaluation: Mapping[str, Any]) -> None:
@@ -89,10 +98,10 @@ def write_evaluation(run: Path, evaluation: Mapping[str, Any]) -> None:
     outside.write(run / EVALUATION, _json(evaluation))
 
 
-def write_model(run: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
+def write_model(run: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
     """Write the weights, then what gives them meaning."""
     # in name order: equal weights give equal bytes
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(weights.items())}
     outside.write(run / WEIGHTS, save(state))
     outside.write(run / MODEL, _json(description))
 
@@ -119,12 +128,16 @@ def read_summary(run: Path) -> dict[str, Any]:
     return _read_of_run(run, SUMMARY)
 
 
-def read_weights(run: Path, model: nn.Module) -> None:
-    """Load the weights of ``run`` into ``model``. Raises DamageError when they are not whole or not of this model."""
+def read_weights(run: Path, model: nn.Module, elsewhere: Callable[[str], object | None] = lambda name: None) -> None:
+    """Load the weights of ``run`` into ``model``, but for those that lie ``elsewhere``: where it does not give None for their name.
+
+    Raises DamageError when they are not whole or not of this model.
+    """
     path = run / WEIGHTS
     try:
         state: dict[str, Tensor] = load(path.read_bytes())
-        model.load_state_dict(state)
+        there = {name: tensor for name, tensor in model.state_dict().items() if elsewhere(name) is not None}
+        model.load_state_dict({**there, **state})
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DamageError(f"The weights {path} cannot be read ({error}). Restore the file, or train again.") from error
 
@@ -138,6 +151,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(line), allow_nan=False) + "\n")
+    except OSError as error:
+        raise outside.unwritable(path, error) from error
 
 
 def _read_of_run(run: Path, name: str) -> dict[str, Any]:

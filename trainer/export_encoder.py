@@ -65,12 +65,12 @@ def _text(
         folder / "sentence_bert_config.json",
         {"max_seq_length": spec["max_sequence_length"], "do_lower_case": bool(spec.get("do_lower_case", False))},
     )
-    prompt = spec.get("prompt")
+    prompt, name = spec.get("prompt"), getattr(feature.encoder, "prompt_name", None) or "trained"
     _write(
         folder / "config_sentence_transformers.json",
         {
-            "prompts": {} if prompt is None else {"trained": prompt},
-            "default_prompt_name": None if prompt is None else "trained",
+            "prompts": {} if prompt is None else {name: prompt},
+            "default_prompt_name": None if prompt is None else name,
             "similarity_fn_name": "cosine",
         },
     )

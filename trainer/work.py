@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer import checkpoint, loop, report, resume
+from trainer import artefacts, checkpoint, loop, report, resume
 from trainer.assemble import State, build_model, start_at_means
 from trainer.batches import Batches, digest
 from trainer.calibration import calibrate
@@ -99,6 +99,6 @@ def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
         checkpoint.write_evaluation(job.folder, {name: evaluation.to_json() for name, evaluation in finals.items()})
     clock.begin("write")
     if first:
-        checkpoint.write_model(job.folder, model, job.description)
+        artefacts.write(job.folder, config, model, job.states, model.state_dict(), job.description)
     held = report.predicted(config, model, job.states, job.held_out, batches)
     return Outcome(done, best, settings, held, parameters, str(strategy.device))

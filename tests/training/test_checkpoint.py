@@ -26,7 +26,7 @@ def written(path: Path) -> nn.Linear:
         checkpoint.write_config(run.folder, {"input_features": [{"name": "ä"}]})
         checkpoint.append_metrics(run.folder, {"epoch": 1, "metrics": {"kind": {"roc_auc": math.nan}}})
         checkpoint.append_metrics(run.folder, {"epoch": 2})
-        checkpoint.write_model(run.folder, model, {"inputs": []})
+        checkpoint.write_model(run.folder, model.state_dict(), {"inputs": []})
         checkpoint.write_summary(run.folder, {"epochs": 2, "loss": math.inf})
     return model
 
@@ -161,7 +161,7 @@ def test_a_run_is_replaced_when_the_new_one_is_finished_and_other_files_stay(
         assert checkpoint.read_summary(place)["epochs"] == 2
         checkpoint.write_config(run.folder, {})
         checkpoint.append_metrics(run.folder, {"epoch": 1})
-        checkpoint.write_model(run.folder, nn.Linear(1, 1), {})
+        checkpoint.write_model(run.folder, nn.Linear(1, 1).state_dict(), {})
         checkpoint.write_summary(run.folder, {"epochs": 7})
         (place / "notes.txt").write_text("written meanwhile")
     assert checkpoint.read_summary(output) == {"epochs": 7}
@@ -270,7 +270,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     before = contents(tmp_path)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UsageError, match=r"model\.safetensors cannot be written \(No space left"):
-        checkpoint.write_model(tmp_path, nn.Linear(3, 2), {})
+        checkpoint.write_model(tmp_path, nn.Linear(3, 2).state_dict(), {})
     assert contents(tmp_path) == before
 
 
