@@ -123,14 +123,14 @@ def layers(files: ModelFiles) -> int:
     )
 
 
-def position_limit(files: ModelFiles) -> int | None:
-    """The most tokens the model has positions for, special tokens included; None where positions are relative."""
-    if files.model_type in _RELATIVE_POSITIONS:
+def position_limit(model_type: str, config: Mapping[str, Any]) -> int | None:
+    """The most tokens a model has positions for, special tokens included; None where positions are relative."""
+    if model_type in _RELATIVE_POSITIONS:
         return None
     for key in ("max_encoder_position_embeddings", "max_position_embeddings", "n_positions"):
-        positions = files.config.get(key)
+        positions = config.get(key)
         if isinstance(positions, int) and positions > 0:
-            padding = files.config.get("pad_token_id", 1) if files.model_type in _PADDED_POSITIONS else -1
+            padding = config.get("pad_token_id", 1) if model_type in _PADDED_POSITIONS else -1
             return int(positions - padding - 1)
     return None
 

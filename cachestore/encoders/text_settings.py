@@ -191,7 +191,7 @@ def _layer(settings: TextSettings, files: ModelFiles) -> int | None:
 
 
 def _max_sequence_length(settings: TextSettings, files: ModelFiles) -> int:
-    limit = model_files.position_limit(files)
+    limit = model_files.position_limit(files.model_type, files.config)
     asked = settings.max_sequence_length
     if asked is not None and limit is not None and asked > limit:
         raise EncoderError(

@@ -249,6 +249,8 @@ def reason(model_type: str | None, adapter: str, strategy: str | None, kind: Kin
         return f"adaption_prompt is for models of type {', '.join(ADAPTION_PROMPT_MODELS)}"
     if adapter in _NOT_TRANSPOSED and model_type in _TRANSPOSED:
         return f"{adapter} cannot adapt the layers of {model_type} models, which are transposed (Conv1D)"
+    if adapter == "prompt_tuning" and model_type == "xlnet":
+        return "prompt_tuning loses the segments of tokens, which xlnet models take"
     if adapter == "adalora" and strategy == "fsdp":
         return "adalora cuts ranks by whole matrices, which fsdp shards"
     return None
