@@ -25,6 +25,7 @@ from trainer.evaluation import final
 from trainer.events import Clock, Listener
 from trainer.features import FittedBinary, FittedCategory, FittedSet, FittedVector, fitted_from_json
 from trainer.features.read import Table
+from trainer.live.columns import LiveColumn
 from trainer.live.state import LiveState
 from trainer.model import Model
 from trainer.prepare import read_live
@@ -76,17 +77,22 @@ class _Use:
     batches: Batches
     table: Table
     built: Built
+    live: Mapping[str, LiveColumn]
     clock: Clock
 
     def counts(self) -> dict[str, Any]:
         """What Evaluation and Predictions tell alike."""
-        built = self.built
+        built, live = self.built, self.live.values()
         return {
-            "skipped": self.table.skipped + built.skipped,
+            "skipped": self.table.skipped + built.skipped + sum(column.skipped for column in live),
             "encoded": built.encoded,
             "hits": built.hits,
             "seconds": self.clock.end(),
-            "skipped_cells": (*self.table.skipped_cells, *built.skipped_cells),
+            "skipped_cells": (
+                *self.table.skipped_cells,
+                *built.skipped_cells,
+                *(cell for column in live for cell in column.skipped_cells),
+            ),
         }
 
 
@@ -97,6 +103,8 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     description = checkpoint.read_model(path)
     config = load_config(description["config"])
     states: dict[str, State] = {name: _state(state) for name, state in description["features"].items()}
+    lives = _live_states(config, states, path, store)
+    states.update(lives)
     model = build_model(config, states)
     checkpoint.read_weights(path, model, model.input_of)
     dataset = open_dataset(data)
@@ -111,13 +119,27 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     limit = config.trainer.memory_bytes()
     streamed = streams(limit, stored_inputs.nbytes([built]))
     gathered = stored_inputs.gather(built, store, limit if streamed else None)
-    live = read_live(config, dataset, store)
+    live = read_live(config, dataset, store, lives)
     encoded = {name: state for name, state in states.items() if isinstance(state, FittedText | LiveState)}
     joined = rows.join(config, columns, gathered, live, encoded, dataset.label)
     device = default_device()
     batches = joined.select(np.ones(len(joined.drop), np.bool_)).to(device)
     clock.begin("evaluate")
-    return _Use(config, states, model.to(device), dataset.label, joined, batches, table, built, clock)
+    return _Use(config, states, model.to(device), dataset.label, joined, batches, table, built, live, clock)
+
+
+def _live_states(config: Config, states: Mapping[str, State], run: Path, store: Store) -> dict[str, LiveState]:
+    """Those of the inputs whose encoder runs in the loop, with the places of its weights."""
+    if not config.live:
+        return {}
+    from trainer.live import inputs  # transformers: not where all encoders are frozen
+
+    found = {}
+    for feature in config.live:
+        state = states[feature.name]
+        assert isinstance(state, LiveState)
+        found[feature.name] = inputs.of_run(feature, state, run, store)
+    return found
 
 
 def _state(state: Mapping[str, Any]) -> State:

@@ -21,14 +21,17 @@ from trainer.stored_inputs import FittedText
 State: TypeAlias = Fitted | FittedText | LiveState
 
 
-def build_model(config: Config, states: Mapping[str, State]) -> Model:
-    """The model with fresh weights, drawn from torch's global generator."""
+def build_model(config: Config, states: Mapping[str, State], *, weights: bool = True) -> Model:
+    """The model with fresh weights, drawn from torch's global generator, but for pretrained encoders.
+
+    Without ``weights``, these are on the meta device, and no file of weights is read.
+    """
     encoders: dict[str, nn.Module] = {}
     dims: dict[str, int] = {}
     missing = set()
     for feature in config.input_features:
         state = states[feature.name]
-        encoders[feature.name], dims[feature.name] = input_encoder(feature, state, config)
+        encoders[feature.name], dims[feature.name] = input_encoder(feature, state, config, weights=weights)
         if state.missing:
             missing.add(feature.name)
             dims[feature.name] += 1
@@ -39,8 +42,8 @@ def build_model(config: Config, states: Mapping[str, State]) -> Model:
     if field in decoders:
         for metric in filter(None, (trainer.validation_metric, trainer.learning_rate_scheduler.plateau_metric)):
             decoders[field].also_measure(metric)
-    weights = {output.name: output.loss.weight for output in config.output_features}
-    return Model(encoders, missing, combiner, decoders, weights, [feature.name for feature in config.live])
+    shares = {output.name: output.loss.weight for output in config.output_features}
+    return Model(encoders, missing, combiner, decoders, shares, [feature.name for feature in config.live])
 
 
 def start_at_means(model: Model, train: Batches) -> None:

@@ -79,14 +79,17 @@ class EmbeddingSum(nn.Module):
 
 
 def input_encoder(
-    feature: InputFeature, state: Fitted | FittedText | LiveState, config: Config
+    feature: InputFeature, state: Fitted | FittedText | LiveState, config: Config, *, weights: bool = True
 ) -> tuple[nn.Module, int]:
-    """The module of an input with fresh weights, or pretrained ones, and the width of the vector it gives."""
+    """The module of an input, and the width of the vector it gives. Its weights are fresh, or pretrained ones.
+
+    Without ``weights``, a module that would have pretrained ones is on the meta device.
+    """
     match feature, state:
         case TextInput() | ImageInput(), LiveState(dim=dim):
             from trainer.live.build import live_encoder  # transformers: not where all encoders are frozen
 
-            return live_encoder(feature, state, config), dim
+            return live_encoder(feature, state, config, weights=weights), dim
         case _, FittedText(dim=dim):
             return nn.Identity(), dim
         case CategoryInput(encoder=OnehotCategory()), FittedCategory(vocabulary=vocabulary, unknown=unknown):

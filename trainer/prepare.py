@@ -142,7 +142,7 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
         dropped=dropped,
         left_out=left_out,
         skipped=sum(
-            tables[name].skipped + built[name].skipped + sum(len(column.skipped) for column in live[name].values())
+            tables[name].skipped + built[name].skipped + sum(column.skipped for column in live[name].values())
             for name in opened
         ),
         skipped_cells=tuple(
@@ -151,19 +151,21 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
             for cell in (
                 *tables[name].skipped_cells,
                 *built[name].skipped_cells,
-                *(cell for column in live[name].values() for cell in column.skipped),
+                *(cell for column in live[name].values() for cell in column.skipped_cells),
             )
         ),
     )
 
 
-def read_live(config: Config, dataset: Dataset, store: Store) -> dict[str, LiveColumn]:
-    """The cells of every input of a dataset whose encoder runs in the loop."""
+def read_live(
+    config: Config, dataset: Dataset, store: Store, trained: Mapping[str, LiveState] | None = None
+) -> dict[str, LiveColumn]:
+    """The cells of every input of a dataset whose encoder runs in the loop; ``trained`` as of ``trainer.live.inputs``."""
     if not config.live:
         return {}
     from trainer.live import inputs  # transformers: not where all encoders are frozen
 
-    return inputs.read_live(config, dataset, store)
+    return inputs.read_live(config, dataset, store, trained)
 
 
 def _training(config: Config, joined: Columns, train: NDArray[np.bool_], clock: Clock) -> Batches:

@@ -59,14 +59,15 @@ class Columns:
         streamed = {name: values for name, values in self.inputs.items() if isinstance(values, StoredVectors)}
         held = {name: values for name, values in self.inputs.items() if not isinstance(values, StoredVectors)}
         cached = CachedBatches.from_arrays(held, self.targets, self.missing, rows)
+        vectors = {name: values[rows] for name, values in streamed.items()}
         if self.cells:
             places = np.flatnonzero(rows)
             cells = {name: each.take(places) for name, each in self.cells.items()}
             numbers = places if self.numbers is None else self.numbers[places]
-            return LiveBatches(cells, cached.inputs, cached.targets, cached.missing, numbers, self.bucketed)
+            groups = (cached.inputs, cached.targets, cached.missing)
+            return LiveBatches(cells, *groups, numbers, self.bucketed, streamed=vectors)
         if not streamed:
             return cached
-        vectors = {name: values[rows] for name, values in streamed.items()}
         return StreamedBatches(vectors, cached.inputs, cached.targets, cached.missing)
 
     def dropped(self, rows: NDArray[np.bool_] | None = None) -> dict[str, int]:
@@ -144,15 +145,13 @@ def join(
     missing = {} if columns is None else dict(columns.missing)
     cells: dict[str, Cells] = {}
     for feature in (*config.cached, *config.live):
-        if feature.live:
-            found = live[feature.name].reasons
-            cells[feature.name] = live[feature.name].cells
-        else:
-            found = gathered[feature.name].reasons
+        state = states[feature.name]
+        found = live[feature.name].reasons if isinstance(state, LiveState) else gathered[feature.name].reasons
         if drop is not None and len(drop) != len(found):
             raise DataError(f"{where} changed while it was read. Run again; what was encoded is kept.")
-        state = states[feature.name]
-        if isinstance(state, FittedText):
+        if isinstance(state, LiveState):
+            cells[feature.name] = live[feature.name].filled(state)
+        else:
             inputs[feature.name] = without_gaps(feature, gathered[feature.name], state)
         drop = _mark(drop, found == SKIPPED, f"{feature.column}: skipped")
         drop = _mark(drop, found == FORGOTTEN, f"{feature.column}: forgotten")

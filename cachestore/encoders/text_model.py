@@ -78,14 +78,21 @@ def hidden_states(
     return found
 
 
-def load(spec: Mapping[str, Json], directory: Path) -> tuple[Collate, TextModule]:
+def load(spec: Mapping[str, Json], directory: Path, *, weights: bool = True) -> tuple[Collate, TextModule]:
     """A model of its own, on the CPU and in train mode: what an encoder that is trained starts from.
 
+    Without ``weights`` it is made on the meta device, and their files are not read.
     Raises EncoderError when the files are not a model that transformers can load, or lack weights.
     """
-    tokenizer, backbone = _load(spec, directory)
-    collate = make_collate(spec, tokenizer)
-    return collate, TextModule(backbone, make_head(spec, directory, collate), layer_of(spec)).train()
+    collate = load_collate(spec, directory)
+    backbone = _load_backbone(spec, directory, weights=weights)
+    head = make_head(spec, directory, collate)
+    return collate, TextModule(backbone, head if weights else head.to("meta"), layer_of(spec)).train()
+
+
+def load_collate(spec: Mapping[str, Json], directory: Path) -> Collate:
+    """What makes tokens of texts. Raises EncoderError when the files are not those of a tokenizer."""
+    return make_collate(spec, _load_tokenizer(spec, directory))
 
 
 def shared(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
@@ -96,7 +103,7 @@ def shared(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
     key = weights_key(spec)
     with _loading:
         if key not in _loaded:
-            tokenizer, backbone = _load(spec, directory)
+            tokenizer, backbone = _load_tokenizer(spec, directory), _load_backbone(spec, directory)
             _loaded[key] = tokenizer, backbone.requires_grad_(False).eval().to(hardware.device())
         return _loaded[key]
 
@@ -151,25 +158,35 @@ def with_decoder(backbone: nn.Module, directory: Path) -> nn.Module:
     return model
 
 
-def _load(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
+def _load_tokenizer(spec: Mapping[str, Json], directory: Path) -> Any:
     directory = sentence_transformers_files.read(directory).directory
     with transformers_model.loading(directory):
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
         )
-        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        options = {"config": config, "dtype": getattr(torch, str(spec["precision"]))}
-        backbone, missing = transformers_model.load(_model_class(config, directory), directory, pooler=False, **options)
-    transformers_model.require_whole(directory, missing)
     if spec.get("do_lower_case"):
         _lowercase(tokenizer, directory)
+    return tokenizer
+
+
+def _load_backbone(spec: Mapping[str, Json], directory: Path, *, weights: bool = True) -> Any:
+    directory = sentence_transformers_files.read(directory).directory
+    dtype = getattr(torch, str(spec["precision"]))
+    with transformers_model.loading(directory):
+        config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        model = _model_class(config, directory)
+        if weights:
+            backbone, missing = transformers_model.load(model, directory, pooler=False, config=config, dtype=dtype)
+        else:
+            backbone, missing = transformers_model.empty(model, config, pooler=False, dtype=dtype), []
+    transformers_model.require_whole(directory, missing)
     if backbone.config.is_encoder_decoder and type(config) not in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
         backbone = backbone.get_encoder()
         if getattr(backbone, "main_input_name", "input_ids") != "input_ids":
             raise EncoderError(f"{directory}: models of type {config.model_type!r} do not encode texts.")
     if hasattr(config, "use_cache"):
         backbone.config.use_cache = False  # keys and values of earlier tokens: only generation reads them
-    return tokenizer, backbone
+    return backbone
 
 
 def _model_class(config: Any, directory: Path) -> Any:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cachestore.encoders import _torchvision
 from cachestore.errors import EncoderError
 
@@ -15,7 +17,7 @@ _torchvision.make_importable()
 
 import transformers  # noqa: E402  # needs torchvision's operators declared
 
-__all__ = ["load", "loading", "quiet", "require_whole", "transformers"]
+__all__ = ["empty", "load", "loading", "quiet", "require_whole", "transformers"]
 
 
 @contextlib.contextmanager
@@ -39,6 +41,13 @@ def load(model: Any, directory: Path, *, pooler: bool, **options: Any) -> tuple[
         directory, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
     )
     return backbone, sorted(report["missing_keys"])
+
+
+def empty(model: Any, config: Any, *, pooler: bool, dtype: torch.dtype) -> Any:
+    """A model of that class on the meta device, buffers too: what its weights are put into later."""
+    options = {"add_pooling_layer": pooler} if "add_pooling_layer" in inspect.signature(model).parameters else {}
+    with torch.device("meta"):
+        return model(config, **options).to(dtype)
 
 
 def require_whole(directory: Path, missing: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, final
 
 import numpy as np
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from trainer.batches import Batch, bounds, named, widened
 from trainer.live.cells import Cells
+from trainer.streaming import StoredVectors, StreamedBatches
 
 _CPU: Final = torch.device("cpu")
+_PLACES: Final = ""  # no feature has this name
 _WINDOW: Final = 50  # batches whose rows are sorted together: enough for little padding, and the order stays random
 
 
@@ -23,7 +25,8 @@ _WINDOW: Final = 50  # batches whose rows are sorted together: enough for little
 class LiveBatches:
     """Rows as CachedBatches has them, beside the cells of every input whose encoder runs in the loop.
 
-    ``numbers``: which rows of the data they are. ``bucketed``: shuffled batches are of rows of about one length.
+    ``numbers``: which rows of the data they are. ``bucketed``: shuffled batches are of rows of about one length, but where vectors
+    are ``streamed`` from the store, whose order is then that of StreamedBatches.
     """
 
     cells: Mapping[str, Cells]
@@ -33,6 +36,7 @@ class LiveBatches:
     numbers: NDArray[np.int64]
     bucketed: bool = True
     device: torch.device = _CPU
+    streamed: Mapping[str, StoredVectors] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -49,6 +53,9 @@ class LiveBatches:
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Every row once, in an order drawn from ``generator``."""
+        if self.streamed:
+            yield from map(self._with_cells, self._rest().shuffled(batch_size, generator))
+            return
         order = torch.randperm(self.rows, generator=generator).numpy()
         ends = bounds(self.rows, batch_size)
         if self.bucketed:
@@ -58,12 +65,18 @@ class LiveBatches:
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every row once, first to last."""
+        if self.streamed:
+            yield from map(self._with_cells, self._rest().in_order(batch_size))
+            return
         for start, stop in bounds(self.rows, batch_size):
             yield self._batch(np.arange(start, stop))
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         """What tells these rows from others."""
-        yield from named(inputs=self.inputs, missing=self.missing, targets=self.targets)
+        if self.streamed:
+            yield from StreamedBatches(self.streamed, self.inputs, self.targets, self.missing).parts()
+        else:
+            yield from named(inputs=self.inputs, missing=self.missing, targets=self.targets)
         for name, cells in self.cells.items():
             yield from ((f"cells {name} {part}", tensor) for part, tensor in cells.parts())
 
@@ -77,15 +90,29 @@ class LiveBatches:
     def _by_length(
         self, order: NDArray[np.int64], batch_size: int, batches: int, generator: torch.Generator
     ) -> NDArray[np.int64]:
-        """The rows of each window in the order of their length; then batches change places, but for the last, which may be short."""
-        lengths = self.lengths()
-        for start in range(0, len(order), _WINDOW * batch_size):
-            window = order[start : start + _WINDOW * batch_size]
-            order[start : start + len(window)] = window[np.argsort(lengths[window], kind="stable")]
-        full = batches - 1
-        moved = torch.randperm(full, generator=generator).numpy()
-        head = order[: full * batch_size].reshape(full, batch_size)[moved].reshape(-1)
-        return np.concatenate([head, order[full * batch_size :]])
+        """The rows of each window in the order of their length; then batches change places, but for the last, whose size is its own."""
+        lengths, full = self.lengths(), (batches - 1) * batch_size
+        head = order[:full].copy()
+        for start in range(0, full, _WINDOW * batch_size):
+            window = head[start : start + _WINDOW * batch_size]
+            head[start : start + len(window)] = window[np.argsort(lengths[window], kind="stable")]
+        moved = torch.randperm(batches - 1, generator=generator).numpy()
+        return np.concatenate([head.reshape(batches - 1, batch_size)[moved].reshape(-1), order[full:]])
+
+    def _rest(self) -> StreamedBatches:
+        """All but the cells, with the place of each row."""
+        missing = {**self.missing, _PLACES: torch.arange(self.rows, device=self.device)}
+        return StreamedBatches(self.streamed, self.inputs, self.targets, missing, self.device)
+
+    def _with_cells(self, batch: Batch) -> Batch:
+        rows = batch.missing[_PLACES].cpu().numpy()
+        return Batch(
+            batch.rows,
+            {**batch.inputs, **{name: cells.take(rows) for name, cells in self.cells.items()}},
+            {name: tensor for name, tensor in batch.missing.items() if name != _PLACES},
+            batch.targets,
+            self.numbers[rows],
+        )
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         index = torch.from_numpy(rows).to(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
@@ -43,9 +44,22 @@ class TextCells:
     @classmethod
     def of(cls, texts: Sequence[NDArray[Any]], present: NDArray[np.bool_]) -> TextCells:
         """From the tokens (1 or 2, length) of every text."""
-        ends = np.cumsum([text.shape[1] for text in texts], dtype=np.int64)
+        stops = np.cumsum([text.shape[1] for text in texts], dtype=np.int64)
+        tokens = np.concatenate(texts, axis=1).astype(np.int32) if texts else np.zeros((1, 0), np.int32)
+        return cls(tokens, np.concatenate([np.zeros(1, np.int64), stops])[:-1], stops, present)
+
+    @classmethod
+    def joined(cls, parts: Sequence[TextCells]) -> TextCells:
+        """The rows of all, one part after another."""
+        parts = [part for part in parts if len(part)]
+        if not parts:
+            return cls.of([], np.zeros(0, np.bool_))
+        firsts = np.cumsum([0, *(part.tokens.shape[1] for part in parts[:-1])], dtype=np.int64)
         return cls(
-            np.concatenate(texts, axis=1).astype(np.int32), np.concatenate([ends[:0], [0], ends[:-1]]), ends, present
+            np.concatenate([part.tokens for part in parts], axis=1),
+            np.concatenate([part.starts + first for part, first in zip(parts, firsts, strict=True)]),
+            np.concatenate([part.stops + first for part, first in zip(parts, firsts, strict=True)]),
+            np.concatenate([part.present for part in parts]),
         )
 
     def __len__(self) -> int:
@@ -58,6 +72,25 @@ class TextCells:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens by row."""
         return self.stops - self.starts
+
+    def filled(self, tokens: NDArray[Any], rows: NDArray[np.bool_]) -> TextCells:
+        """The same with a text of these ``tokens`` (1 or 2, length), present, in the marked ``rows``."""
+        first, length = self.tokens.shape[1], tokens.shape[1]
+        return TextCells(
+            np.concatenate([self.tokens, tokens.astype(np.int32)], axis=1),
+            np.where(rows, first, self.starts),
+            np.where(rows, first + length, self.stops),
+            self.present | rows,
+        )
+
+    def most_frequent(self, rows: NDArray[np.bool_]) -> NDArray[np.int32] | None:
+        """The tokens that most of the marked ``rows`` have that are present, of several the first; None where none is present."""
+        chosen = self.take(np.flatnonzero(rows & self.present)).texts()
+        counts = Counter(text.tobytes() for text in chosen)
+        if not counts:
+            return None
+        most = max(counts, key=counts.__getitem__)
+        return next(text for text in chosen if text.tobytes() == most)
 
     def texts(self) -> list[NDArray[np.int32]]:
         """The tokens (1 or 2, length) of every row."""
