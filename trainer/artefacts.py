@@ -35,20 +35,19 @@ def write(
 ) -> None:
     """Write a model. ``weights``: all of them, whole, by their names before a strategy wrapped the model."""
     rest = {name: tensor for name, tensor in weights.items() if model.input_of(name) is None}
-    for feature in config.live:
-        if feature.tuning.mode == "frozen":
-            continue
+    for feature in config.trained:
+        adapter = feature.tuning.adapter
         state = cast("LiveState", states[feature.name])
         own = {_inner(name): tensor for name, tensor in weights.items() if model.input_of(name) == feature.name}
         plain = _before_training(feature, state, config)
-        if feature.tuning.mode == "full":
+        if adapter is None:
             plain.load_state_dict(own)
         else:
             from trainer import adapters  # PEFT, which other runs do not need
 
             folder = exported.adapter_folder(run, feature.name)
             adapters.save(cast("LiveEncoder", model.encoder(feature.name)).module, folder, state.place, own)
-            if not adapters.mergeable(feature.tuning.adapter):
+            if not adapters.mergeable(adapter):
                 continue
             adapters.load(plain, folder)
             adapters.merged(plain)
