@@ -9,16 +9,19 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from cachestore.encoders.spec import AnySettings
+from cachestore.encoders.spec import AnySettings, HashingSettings, ImportedSettings
 from trainer import faults
 from trainer.feature_sections import SHARED, SIDES
 from trainer.schema import Config
+from trainer.schema.adapters import PEFT_NAMES, Adapter
 from trainer.schema.hyperopt import Hyperopt
+from trainer.schema.inputs import EncodedInput
+from trainer.schema.tuning import Tuning
 
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NULL: Final = {"type": "null"}
 _INNER_DEFAULTS: Final = {"split": "random"}  # of sections that are absent, and not of a type, when nothing is written
-_FROZEN: Final = {"trainable": {"enum": [False, None]}, "adapter": _NULL}  # what every encoder of Ludwig has
+_FROZEN: Final = {"trainable": {"enum": [False, None]}, "adapter": _NULL}  # of encoders without weights
 
 
 def config_schema() -> dict[str, Any]:
@@ -27,9 +30,17 @@ def config_schema() -> dict[str, Any]:
     sweep = Hyperopt.model_json_schema()
     definitions = schema["$defs"]
     definitions |= {**sweep.pop("$defs"), Hyperopt.__name__: sweep}
+    tuning = definitions.pop(Tuning.__name__)["properties"]
+    for settings in faults.classes(EncodedInput):
+        del definitions[settings.__name__]["properties"]["tuning"]
     for settings in faults.classes(AnySettings):
         if settings.__name__ in definitions:
-            definitions[settings.__name__]["properties"].update(copy.deepcopy(_FROZEN))
+            keys = _FROZEN if settings in (HashingSettings, ImportedSettings) else tuning
+            definitions[settings.__name__]["properties"].update(copy.deepcopy(keys))
+    for adapter in faults.classes(Adapter):
+        properties = definitions[adapter.__name__]["properties"]
+        (kind,) = faults.tags(adapter)
+        properties.update({name: properties[own] for name, own in PEFT_NAMES.get(kind, {}).items()})
     definitions["ImportedSettings"]["properties"]["spec"] = {"anyOf": [{"type": "object"}, {"type": "string"}]}
     for node in [schema, *definitions.values()]:
         node.pop("title", None)

@@ -369,32 +369,6 @@ def test_a_text_feature_without_an_encoder_names_the_choices() -> None:
     assert "auto_transformer" in line
 
 
-@pytest.mark.parametrize(
-    ("encoder", "place"),
-    [
-        ({"type": "bert", "trainable": True}, "encoder.trainable"),
-        ({"type": "bert", "adapter": "lora"}, "encoder.adapter"),
-        ({"type": "bert", "adapter": {"type": "lora", "r": 16}}, "encoder.adapter"),
-    ],
-)
-def test_end_to_end_training_is_refused_by_feature(encoder: dict[str, Any], place: str) -> None:
-    expected = f"input_features.review.{place}: end-to-end training is not in this version"
-    assert fault(mapping(input_features=[{**TEXT, "encoder": encoder}])).startswith(expected)
-    feature = {"name": "review", "type": "text"}
-    assert fault(mapping(input_features=[feature], defaults={"text": {"encoder": encoder}})).startswith(expected)
-
-
-def test_an_encoder_that_is_not_to_be_cached_is_refused_by_feature() -> None:
-    written = {**TEXT, "preprocessing": {"cache_encoder_embeddings": False}}
-    line = fault(mapping(input_features=[written]))
-    assert line.startswith("input_features.review.preprocessing.cache_encoder_embeddings: false: end-to-end training")
-
-
-def test_trainable_must_be_a_boolean() -> None:
-    written = {**TEXT, "encoder": {"type": "bert", "trainable": "no"}}
-    assert fault(mapping(input_features=[written])).endswith("trainable: must be false, not 'no'")
-
-
 def test_typos_of_trainable_are_seen() -> None:
     written = {**TEXT, "encoder": {"type": "bert", "trainble": True}}
     assert fault(mapping(input_features=[written])).endswith("encoder.trainble: unknown key; did you mean 'trainable'?")
@@ -403,8 +377,6 @@ def test_typos_of_trainable_are_seen() -> None:
 @pytest.mark.parametrize(
     ("sections", "place"),
     [
-        ({"backend": "ray"}, "backend.type"),
-        ({"backend": {"type": "local", "cache_dir": "/tmp"}}, "backend.cache_dir"),
         ({"combiner": {"type": "tabnet"}}, "combiner.type"),
         ({"combiner": {"batch_ensemble": True}}, "combiner.batch_ensemble"),
         ({"trainer": {"compile": True}}, "trainer.compile"),

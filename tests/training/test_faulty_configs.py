@@ -169,23 +169,22 @@ trainer: {epochs: 0, validation_field: recomended, validation_metric: acuracy}
 model_type: gbm
 input_features:
   - {name: review, type: text, encoder: {type: parallel_cnn}}
-  - {name: title, type: text, encoder: bert, trainable: true, adapter: lora}
+  - {name: title, type: text, encoder: bert, trainable: true, adapter: {type: boft}}
 output_features:
   - {name: rating, type: number, dependencies: [recommended]}
 combiner: {type: tabnet}
-trainer: {compile: true}
+trainer: {compile: true, strategy: deepspeed}
 backend: {type: ray, cache_format: hdf5}
 """,
         (
             "model_type: not supported yet",
             "input_features.review.encoder.type: 'parallel_cnn' is not supported yet",
-            "input_features.title.trainable: end-to-end training is not in this version",
-            "input_features.title.adapter: end-to-end training is not in this version",
+            "input_features.title.adapter.type: 'boft' is not supported yet; choose one of lora, adalora",
             "output_features.rating.dependencies: not supported yet",
             "combiner.type: 'tabnet' is not supported yet",
             "trainer.compile: not supported yet",
-            "backend.type: 'ray' is not supported yet",
-            "backend.cache_format: not supported yet",
+            "trainer.strategy: 'deepspeed' is not supported: fsdp shards parameters",
+            "backend.cache_format: has no meaning here",
         ),
     ),
     "sections of the wrong shape": Faulty(

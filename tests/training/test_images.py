@@ -168,7 +168,7 @@ def faults(inputs: Mapping[str, Any], **changes: Any) -> str:
     ("inputs", "place", "why"),
     [
         ({"encoder": None}, "image.encoder", "is missing; an image feature needs one: encoder: resnet"),
-        ({"encoder": {"type": "resnet", "trainable": True}}, "image.encoder.trainable", "encoders are frozen"),
+        ({"encoder": {"type": "resnet", "trainable": 1}}, "image.encoder.trainable", "must be true or false or null"),
         ({"encoder": "minilm"}, "image.encoder.type", "'minilm' is an encoder of text; choose one of torchvision"),
         ({"encoder": "stacked_cnn"}, "image.encoder.type", "is not supported yet; choose one of torchvision, alexnet"),
         ({"encoder": {"type": "resnet", "model_variant": 51}}, "image.encoder", "51"),
@@ -176,8 +176,7 @@ def faults(inputs: Mapping[str, Any], **changes: Any) -> str:
         ({"preprocessing": {"num_channels": 1}}, "image.preprocessing.num_channels", "belongs to the encoder"),
         ({"preprocessing": {"in_memory": False}}, "image.preprocessing.in_memory", "are read once"),
         ({"preprocessing": {"missing_value_strategy": "fill_with_const"}}, "missing_value_strategy", "choose one of"),
-        ({"preprocessing": {"cache_encoder_embeddings": False}}, "cache_encoder_embeddings", "leave it out"),
-        ({"augmentation": True}, "image.augmentation", "a picture has one vector"),
+        ({"augmentation": True}, "image.augmentation", "a picture is seen as it is"),
     ],
 )  # fmt: skip
 def test_what_an_image_feature_cannot_have_is_told(inputs: dict[str, Any], place: str, why: str) -> None:

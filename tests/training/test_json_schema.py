@@ -20,7 +20,7 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 HANDLED = {
     "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "anyOf", "oneOf",
-    "allOf", "$ref", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength",
+    "allOf", "$ref", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "propertyNames",
 }  # fmt: skip
 SAID = {"title", "description", "default", "$defs", "$schema", "discriminator"}
 
@@ -57,11 +57,16 @@ def valid(value: Any, schema: dict[str, Any]) -> bool:
 
 def _object(value: dict[str, Any], schema: dict[str, Any]) -> bool:
     properties, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-    return all(key in value for key in schema.get("required", ())) and all(
-        valid(item, properties[key])
-        if key in properties
-        else others is True or (others is not False and valid(item, others))
-        for key, item in value.items()
+    names = schema.get("propertyNames", {})
+    return (
+        all(key in value for key in schema.get("required", ()))
+        and all(valid(key, names) for key in value)
+        and all(
+            valid(item, properties[key])
+            if key in properties
+            else others is True or (others is not False and valid(item, others))
+            for key, item in value.items()
+        )
     )
 
 
@@ -99,6 +104,27 @@ GOOD: list[dict[str, Any]] = [
     {"trainer": {"optimizer": {"weight_decay": 0.1}, "learning_rate": 0.01, "validation_metric": "loss"}},
     {"preprocessing": {"split": {"probabilities": [0.8, 0.1, 0.1]}}, "backend": "local", "random_seed": 7},
     {"preprocessing": {"split": {"type": "stratify", "column": "y"}}},
+    {
+        "input_features": [
+            {"name": "a", "type": "text", "encoder": {"type": "bert", "trainable": True, "trainable_layers": 2}}
+        ]
+    },
+    {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "adapter": "lora"}}]},
+    {
+        "input_features": [
+            {
+                "name": "a",
+                "type": "text",
+                "encoder": {
+                    "type": "bert",
+                    "adapter": {"type": "lora", "r": 4, "lora_alpha": 8, "target_modules": ["query"]},
+                },
+            }
+        ]
+    },
+    {"input_features": [{"name": "i", "type": "image", "encoder": {"type": "resnet", "trainable": True}}]},
+    {"backend": {"type": "ray", "trainer": {"strategy": "fsdp", "num_workers": 2}, "storage_path": "/shared"}},
+    {"backend": {"trainer": {"strategy": "ddp"}}},
 ]
 BAD: list[dict[str, Any]] = [
     {"trainr": {}},
@@ -110,7 +136,17 @@ BAD: list[dict[str, Any]] = [
     {"input_features": []},
     {"input_features": [{"name": "a", "type": "nmber"}]},
     {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "reduce_outputs": "mean"}}]},
-    {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "trainable": True}}]},
+    {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "trainable": "yes"}}]},
+    {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "hashing", "trainable": True}}]},
+    {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "bert", "adapter": "lroa"}}]},
+    {
+        "input_features": [
+            {"name": "a", "type": "text", "encoder": {"type": "bert", "adapter": {"type": "ia3", "r": 8}}}
+        ]
+    },
+    {"input_features": [{"name": "a", "type": "text", "encoder": "bert", "tuning": {"trainable": True}}]},
+    {"backend": {"trainer": {"strategy": "fspd"}}},
+    {"backend": {"type": "local", "trainer": {"use_gpu": True}}},
     {"input_features": [{"name": "a", "type": "text", "encoder": "resnet"}]},
     {"input_features": [{"name": "a", "type": "text", "encoder": {"type": "dinov2"}}]},
     {"input_features": [{"name": "a", "type": "image", "encoder": {"type": "bert"}}]},
