@@ -3,10 +3,12 @@
     CachestoreError                    1   never raised itself
     ├── UsageError                     2   an argument, path or name that cannot be used
     ├── ConfigError                    2   a config with one or more faults
-    │   └── TrainingDiverged           2   settings under which the loss became NaN or infinite
+    │   ├── TrainingDiverged           2   settings under which the loss became NaN or infinite
+    │   └── OutOfMemory                2   settings under which a step does not fit into memory
     ├── DataError                      2   input data that cannot be read or used
     │   └── ColumnNotFound             2   a column the data does not have
     ├── EncoderError                   2   an encoder that cannot be found, loaded or trusted
+    ├── ProcessLost                    2   a process that trains was killed
     ├── StoreError                     3   a store that cannot be used
     │   ├── StoreNotFound              3   no store at that place
     │   ├── StoreLocked                3   another process holds it
@@ -51,6 +53,10 @@ class TrainingDiverged(ConfigError):
     """The loss became NaN or infinite; names the epoch, the step and the learning rate."""
 
 
+class OutOfMemory(ConfigError):
+    """A step of training does not fit into memory; names its rows and tokens, and what takes less."""
+
+
 class DataError(CachestoreError):
     """Input data cannot be read or used; names the file, the column and the row where they are known."""
 
@@ -63,6 +69,12 @@ class ColumnNotFound(DataError):
 
 class EncoderError(CachestoreError):
     """An encoder cannot be found, loaded or trusted."""
+
+    exit_code = 2
+
+
+class ProcessLost(CachestoreError):
+    """One of the processes that train together ended before its work; says which, and how."""
 
     exit_code = 2
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.model import Model
 from trainer.strategies.ranks import Ranks
 
-__all__ = ["Strategy", "Trained", "trained_of"]
+__all__ = ["Strategy", "Trained", "trained_of", "whole_of"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Strategy(Protocol):
     def device(self) -> torch.device:
         """Where this process trains."""
 
+    @property
+    def loads(self) -> bool:
+        """Whether this process reads the weights of encoders; else it comes to ``wrap`` with such on the meta device."""
+
     def wrap(self, model: Model) -> None:
         """Bring the model to the device and wrap its live encoders, in place."""
 
@@ -55,6 +59,9 @@ class Strategy(Protocol):
     def settle(self) -> None:
         """After the last backward of a step: the gradients of ``trained`` are those of all ranks."""
 
+    def whole(self, model: Model) -> dict[str, Tensor]:
+        """The state of the model as before it was wrapped, on the CPU; empty on all ranks but 0. All ranks call it."""
+
     def barrier(self) -> None:
         """Wait for all ranks."""
 
@@ -66,3 +73,8 @@ def trained_of(model: Model) -> list[Trained]:
         if parameter.requires_grad:
             found.append(Trained(name, parameter, model.input_of(name)))
     return found
+
+
+def whole_of(model: Model) -> dict[str, Tensor]:
+    """The state of a model that has it whole, on the CPU."""
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}

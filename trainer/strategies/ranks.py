@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 _T = TypeVar("_T")
+_CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     def share(self, rows: int) -> slice:
         """The rows of a batch that are this rank's: every ``world``th, so that those sorted by length are shared out fairly."""
@@ -38,7 +39,7 @@ class Ranks:
         if self.world == 1:
             return local
         if torch.is_grad_enabled() and local.requires_grad:
-            gathered: Tensor = _Gather.apply(local, rows, self)
+            gathered: Tensor = _Gather.apply(local, rows, self)  # type: ignore[no-untyped-call]
             return gathered
         return self._gathered(local, rows)
 
@@ -84,10 +85,10 @@ class Ranks:
         padded = local.detach()
         if len(padded) < most:
             padded = torch.cat([padded, padded.new_zeros(most - len(padded), *padded.shape[1:])])
-        every = padded.new_empty(self.world * most, *padded.shape[1:])
-        dist.all_gather_into_tensor(every, padded.contiguous())
+        every = padded.new_empty(self.world, most, *padded.shape[1:])
+        dist.all_gather(list(every.unbind()), padded.contiguous())
         # row i of a share is row i × world + rank of the batch
-        return every.unflatten(0, (self.world, most)).transpose(0, 1).flatten(0, 1)[:rows]
+        return every.transpose(0, 1).flatten(0, 1)[:rows]
 
 
 class _Gather(torch.autograd.Function):
@@ -97,7 +98,7 @@ class _Gather(torch.autograd.Function):
         return ranks._gathered(local, rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         mine = gradient[ctx.ranks.share(ctx.rows)]
         return mine * ctx.ranks.world, None, None
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import final
 
 import torch
+from torch import Tensor
 
 from trainer.assemble import default_device
 from trainer.model import Model
-from trainer.strategies import Trained, trained_of
+from trainer.strategies import Trained, trained_of, whole_of
 from trainer.strategies.ranks import ALONE, Ranks
 
 
@@ -17,6 +18,7 @@ class Single:
     """One process, on the first GPU or else the CPU."""
 
     ranks: Ranks = ALONE
+    loads = True
 
     def __init__(self) -> None:
         self.device: torch.device = default_device()
@@ -34,6 +36,10 @@ class Single:
 
     def settle(self) -> None:
         """Gradients are whole as they are."""
+
+    def whole(self, model: Model) -> dict[str, Tensor]:
+        """The state of the model."""
+        return whole_of(model)
 
     def barrier(self) -> None:
         """There is nobody to wait for."""

@@ -1,0 +1,20 @@
+"""Processes that tests share, for they take seconds to start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from trainer.strategies.processes import Processes
+
+
+@pytest.fixture(scope="session")
+def pair() -> Iterator[Processes]:
+    """Two ranks that have met, for any number of functions to run."""
+    from trainer.strategies.processes import Processes
+
+    with Processes(2) as processes:
+        yield processes

@@ -1,0 +1,96 @@
+"""What ranks do in tests: train a small model step by step and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cachestore.store import open_store
+from trainer import loop
+from trainer.assemble import build_model
+from trainer.config import load_config
+from trainer.events import Clock
+from trainer.optim import Adam
+from trainer.prepare import prepare
+from trainer.run import with_models_placed
+from trainer.strategies import Strategy
+from trainer.strategies.ranks import ALONE, Ranks
+from trainer.strategies.single import Single
+from trainer.work import Job
+
+BATCH = 10  # of which two ranks have five rows each, and the last of 33 rows are odd
+
+
+def job(settings: dict[str, Any], data: Any, tmp_path: Path) -> Job:
+    """What a run on ``data`` is given."""
+    config = with_models_placed(load_config(settings))
+    with open_store(tmp_path / "store") as store:
+        prepared = prepare(config, {"train": data}, store, Clock(None))
+    batches = {name: rows for name, rows in prepared.batches.items() if rows.rows}
+    return Job(
+        config=config,
+        states=prepared.states,
+        batches=batches,
+        held_out=prepared.held_out,
+        folder=tmp_path / "run",
+        description={},
+    )
+
+
+def strategy_of(name: str, ranks: Ranks) -> Strategy:
+    if name == "single":
+        return Single()
+    if name == "ddp":
+        from trainer.strategies.ddp import Ddp
+
+        return Ddp(ranks)
+    from trainer.strategies.fsdp import Fsdp
+
+    return Fsdp(ranks)
+
+
+def curve(
+    ranks: Ranks, _: Callable[[Any], None] | None, name: str, job: Job, steps: int = 8, every: int = 1
+) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step of AdamW, whose gradients are those of ``every`` batches."""
+    strategy = strategy_of(name, ranks)
+    with loop.seeded(1):
+        model = build_model(job.config, job.states, weights=strategy.loads)
+    strategy.wrap(model)
+    trained = strategy.trained(model)
+    optimizer = Adam([each.parameter for each in trained], decoupled=True)
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    loss = 0.0
+    model.train()
+    step = 0
+    while len(found) < steps:
+        for batch in job.batches["train"].shuffled(BATCH, generator):
+            step += 1
+            last = step % every == 0
+            strategy.sync(last)
+            output = model(batch).loss / every
+            output.backward()
+            loss += float(output.detach())
+            if not last:
+                continue
+            strategy.settle()
+            sharded = sum((_square(each) for each in trained if each.sharded), torch.zeros(()))
+            rest = sum((_square(each) for each in trained if not each.sharded), torch.zeros(()))
+            found.append((loss, float((strategy.ranks.sum(sharded) + rest).sqrt())))
+            optimizer.step(1e-2)
+            loss = 0.0
+    return found[:steps]
+
+
+def _square(trained: Any) -> torch.Tensor:
+    gradient = trained.parameter.grad
+    return torch.zeros(()) if gradient is None else gradient.square().sum()
+
+
+def alone(*arguments: Any, **options: Any) -> list[tuple[float, float]]:
+    """``curve`` in this process."""
+    return curve(ALONE, None, "single", *arguments, **options)
