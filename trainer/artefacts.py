@@ -46,7 +46,8 @@ def write(
             from trainer import adapters  # PEFT, which other runs do not need
 
             folder = exported.adapter_folder(run, feature.name)
-            adapters.save(cast("LiveEncoder", model.encoder(feature.name)).module, folder, state.place, own)
+            base = getattr(feature.encoder, "pretrained_model_name_or_path", None) or state.place
+            adapters.save(cast("LiveEncoder", model.encoder(feature.name)).module, folder, base, own)
             if not adapters.mergeable(adapter):
                 continue
             adapters.load(plain, folder)

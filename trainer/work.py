@@ -17,7 +17,7 @@ from trainer.batches import Batches, digest
 from trainer.calibration import calibrate
 from trainer.epochs import FitSettings
 from trainer.evaluation import final
-from trainer.events import Clock, EpochDone
+from trainer.events import Clock, EpochDone, StepDone
 from trainer.fitting import build_optimizer, fit_settings
 from trainer.loop import FitResult, Metrics
 from trainer.report.kept import Kept
@@ -72,6 +72,13 @@ def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
         if clock.listener is not None:
             clock.listener(epoch)
 
+    def on_step(step: StepDone) -> None:
+        if first:
+            checkpoint.append_step(job.folder, vars(step))
+        if clock.listener is not None:
+            clock.listener(step)
+
+    saver = resume.Saver(job.folder, partial(digest, batches), strategy.ranks)
     done = loop.fit(
         model,
         batches["train"],
@@ -80,8 +87,10 @@ def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
         settings=settings,
         on_epoch=on_epoch,
         strategy=strategy,
-        resume=resume.read_state(job.folder, partial(digest, batches)),
-        save=resume.Saver(job.folder, partial(digest, batches)),
+        on_step=on_step,
+        resume=resume.read_state(job.folder, partial(digest, batches), strategy.ranks),
+        save=saver,
+        due=saver.due,
     )
     best = dict(done.metrics)
     clock.begin("evaluate")
@@ -98,7 +107,8 @@ def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
     if first and finals:
         checkpoint.write_evaluation(job.folder, {name: evaluation.to_json() for name, evaluation in finals.items()})
     clock.begin("write")
+    weights = strategy.whole(model)
     if first:
-        artefacts.write(job.folder, config, model, job.states, model.state_dict(), job.description)
+        artefacts.write(job.folder, config, model, job.states, weights, job.description)
     held = report.predicted(config, model, job.states, job.held_out, batches)
     return Outcome(done, best, settings, held, parameters, str(strategy.device))

@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 import cachestore
 from cachestore.encoders import exported
+from cachestore.errors import ConfigError
 from tests.training import live
 from trainer import Run, train
 
@@ -63,3 +64,39 @@ def test_a_run_in_the_place_of_another_takes_its_encoders_away(bert: Path, tmp_p
     again = train(live.config(live.text_input(bert)), ROWS, tmp_path / "store", output=run.path)
     assert again.path == run.path
     assert not (run.path / "encoders").exists()
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])
+def test_an_adapter_is_kept_in_pefts_files_and_merged_into_the_encoder(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    model = live.saved(tmp_path_factory.mktemp("models"), kind)
+    run = trained(model, tmp_path, adapter={"type": "lora", "dropout": 0.0})
+    folder = exported.adapter_folder(run.path, "text")
+    assert {path.name for path in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
+    assert str(model) in (folder / "adapter_config.json").read_text()
+    with cachestore.open_store(tmp_path / "store") as store:
+        merged = store.embed(ROWS["text"], {"type": f"{run.path}#text", "precision": "float32", "dtype": "float32"})
+        before = store.embed(ROWS["text"], live.encoder(model))
+    assert not np.allclose(merged, before, atol=1e-3)
+    # the head of the run, on the vectors of the store
+    head = Run.load(run.path).predict(ROWS, tmp_path / "store")
+    assert len(head["topic_predictions"]) == 24
+
+
+def test_an_encoder_whose_adapter_cannot_be_merged_is_not_there_and_says_so(bert: Path, tmp_path: Path) -> None:
+    run = trained(bert, tmp_path, adapter={"type": "prompt_tuning", "num_virtual_tokens": 2})
+    assert exported.adapter_folder(run.path, "text").is_dir()
+    with cachestore.open_store(tmp_path / "store") as store, pytest.raises(ConfigError, match="cannot be merged"):
+        store.embed(["a text"], f"{run.path}#text")
+
+
+@pytest.mark.parametrize("settings", [{"trainable": True}, {"adapter": "lora"}], ids=str)
+def test_what_is_evaluated_again_is_what_was_trained(bert: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = live.config(live.text_input(bert, **settings))
+    held = live.columns(live.texts(30)[24:])
+    run = train(config, ROWS, tmp_path / "store", test=held, output=tmp_path / "run")
+    moved = run.path.rename(tmp_path / "moved")
+    assert Run.load(moved).evaluate(held).metrics["topic"]["loss"] == pytest.approx(
+        run.metrics["test"]["topic"]["loss"], abs=1e-5
+    )
