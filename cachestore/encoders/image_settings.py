@@ -231,10 +231,15 @@ def _beside(path: Path) -> str:
     return nearest(path.name, sorted(child.name for child in path.parent.iterdir())) or ""
 
 
+def directory_of(settings: ImageTransformerSettings) -> Path:
+    """Where the files of the model lie. Raises EncoderError when it cannot be had."""
+    return locate.locate(settings.pretrained_model_name_or_path or HUB_IDS[settings.type])
+
+
 def _transformers(
     settings: ImageTransformerSettings, digest: Callable[[Path], str]
 ) -> tuple[dict[str, Json], int, Path]:
-    directory = locate.locate(settings.pretrained_model_name_or_path or HUB_IDS[settings.type])
+    directory = directory_of(settings)
     files = image_files.read(directory, digest)
     spec: dict[str, Json] = {
         "kind": "image",

@@ -134,7 +134,7 @@ class TextSettings(BaseModel):
 
 def resolve(settings: TextSettings, *, digest: Callable[[Path], str], known: Callable[[Fingerprint], bool]) -> Resolved:
     """Settle everything the settings leave open; see ``spec.resolve``."""
-    directory = _directory(settings)
+    directory = directory_of(settings)
     files = model_files.read(directory, digest)
     spec = _spec(settings, files)
     layer = spec.get("layer")
@@ -202,7 +202,8 @@ def _max_sequence_length(settings: TextSettings, files: ModelFiles) -> int:
     return length if limit is None else min(length, limit)
 
 
-def _directory(settings: TextSettings) -> Path:
+def directory_of(settings: TextSettings) -> Path:
+    """Where the files of the model lie. Raises EncoderError when it cannot be had."""
     if settings.type == "minilm":
         return locate.packaged_minilm()
     name = settings.pretrained_model_name_or_path or HUB_IDS[settings.type]
