@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from cachestore.errors import DataError, TrainingDiverged, UsageError
+from cachestore.errors import DataError, UsageError
 from trainer.batches import Batches, bounds
 from trainer.full_batch import FullBatch
+from trainer.live.steps import LiveSteps, StepDone, diverged, out_of_memory
 from trainer.metrics import COMBINED, better
 from trainer.model import Model
+from trainer.moving import Moving
 from trainer.optim import Clipping, Gradients, Lbfgs, Optimizer, Penalty, Plateau, Schedule
 from trainer.precision import Scaler, autocast, half
 from trainer.resume import ResumeState
-from trainer.strategies import Strategy
+from trainer.strategies import Strategy, trained_of
+from trainer.strategies.ranks import ALONE
 from trainer.tally import Metrics, Tally
 
 
@@ -27,7 +30,7 @@ class FitSettings:
     """How ``fit`` trains; every value is resolved.
 
     ``steps`` ends training within an epoch; without it there are ``epochs``. One step of the optimizer takes the
-    gradients of ``accumulation`` batches.
+    gradients of ``accumulation`` batches. ``encoder_rates``: by input whose encoder is trained, the learning rate of it.
     """
 
     epochs: int
@@ -46,6 +49,7 @@ class FitSettings:
     mixed_precision: bool = False
     evaluate_training_set: bool = False
     seed: int = 42
+    encoder_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,6 +57,7 @@ class _Counters:
     """What a fit has done so far, without its tensors."""
 
     epoch: int = 0
+    batch: int = 0  # batches of the epoch that is under way
     best_epoch: int = 0
     best_value: float = math.nan
     best_metrics: Mapping[str, Metrics] = field(default_factory=dict)
@@ -63,7 +68,11 @@ class _Counters:
 
 
 class Fit:
-    """A fit under way: what it has done and what the next epoch depends on."""
+    """A fit under way: what it has done and what the next epoch depends on.
+
+    Where encoders run in the loop, ``on_step`` is told of every step, and ``pause`` is called after it with a function that
+    gives the state to go on from within the epoch.
+    """
 
     def __init__(
         self,
@@ -72,9 +81,10 @@ class Fit:
         optimizer: Optimizer | Lbfgs,
         settings: FitSettings,
         strategy: Strategy | None = None,
+        on_step: Callable[[StepDone], None] | None = None,
+        pause: Callable[[Callable[[], ResumeState]], None] | None = None,
     ) -> None:
         self._model, self._train, self._optimizer, self._settings = model, train, optimizer, settings
-        self._strategy = strategy
         lengths = [stop - start for start, stop in bounds(train.rows, settings.batch_size)]
         every = settings.accumulation
         groups = [lengths[first : first + every] for first in range(0, len(lengths), every)]
@@ -84,10 +94,24 @@ class Fit:
         self.steps = settings.epochs * self.per_epoch if settings.steps is None else settings.steps
         self.epochs = -(-self.steps // self.per_epoch)
         self.rate = settings.schedule.over(self.steps, self.per_epoch, settings.learning_rate)
-        self.gradients = Gradients(optimizer.parameters, settings.penalty, settings.clipping)
+        self._ranks = ALONE if strategy is None else strategy.ranks
+        trained = trained_of(model) if strategy is None else strategy.trained(model)
+        self._moving = Moving(model, trained, self._ranks)
+        live = strategy if model.live else None
+        self._live = None if live is None else LiveSteps(model, live, self.steps, on_step)
+        self._pause = pause
+        self.gradients = Gradients(
+            optimizer.parameters,
+            settings.penalty,
+            settings.clipping,
+            sharded=self._moving.sharded,
+            total=self._ranks.sum if self._ranks.world > 1 else None,
+            measured=live is not None,
+        )
         scaled = settings.mixed_precision and half(train.device) == torch.float16
-        self._scaler = Scaler(train.device) if scaled else None
+        self._scaler = Scaler(train.device, agreed=self._ranks.sum) if scaled else None
         self._order = torch.Generator().manual_seed(settings.seed)
+        self._seen: Mapping[str, Tensor] = {}  # the tally of an epoch that was stopped within
         self.best: dict[str, Tensor] = {}
         self.done = _Counters()
 
@@ -108,38 +132,64 @@ class Fit:
             return None, rate, objective.passes
         first = (self.done.epoch - 1) * self.per_epoch
         steps = min(self.per_epoch, self.steps - first)
-        return *self._pass(self._optimizer, first, steps), steps
+        try:
+            return *self._pass(self._optimizer, first, steps), steps
+        except RuntimeError as error:
+            if self._live is not None and out_of_memory(error):
+                raise self._live.too_large(self.done.epoch, mixed_precision=self._settings.mixed_precision) from error
+            raise
 
     def _pass(self, optimizer: Optimizer, first: int, steps: int) -> tuple[Tally, float]:
         model, settings, every, device = self._model, self._settings, self._settings.accumulation, self._train.device
+        live, done = self._live, self.done.batch
         tally = Tally(model)
-        rates: list[float] = []  # by batch
+        tally.load_state_dict(self._seen)
+        rates = [self.done.slowed * self.rate(first + place // every) for place in range(done)]  # by batch
+        before = self._order.get_state()
         model.train()
         batches = self._train.shuffled(settings.batch_size, self._order)
-        for batch in islice(batches, steps * every) if steps < self.per_epoch else batches:
+        for batch in islice(batches, done, steps * every if steps < self.per_epoch else None):
             place = len(rates)
-            rates.append(self.done.slowed * self.rate(first + place // every))
+            step = first + place // every
+            rates.append(self.done.slowed * self.rate(step))
+            last = every == 1 or len(rates) % every == 0 or len(rates) == len(self._shares)
+            if live is not None:
+                live.begin(batch, last)
             with autocast(device, settings.mixed_precision):
                 output = model(batch)
             loss = output.loss if every == 1 else output.loss * self._shares[place]
+            if live is not None:
+                share = 1.0 if every == 1 else self._shares[place]
+                loss = live.checked(loss, share, self.done.epoch, step - first, rates[-1])
             (loss if self._scaler is None else self._scaler.scaled(loss)).backward()
-            if every == 1 or len(rates) % every == 0 or len(rates) == len(self._shares):
+            if last:
+                if live is not None:
+                    live.settle()
                 if self._scaler is None or self._scaler.unscale(optimizer.parameters):
-                    self.gradients.settle()
-                    optimizer.step(rates[-1])
+                    norm = self.gradients.settle()
+                    if live is None:
+                        optimizer.step(rates[-1])
+                    else:
+                        live.step(optimizer, norm, self.done.epoch, step, step - first, rates[-1])
                 else:
-                    model.zero_grad()
+                    for parameter in optimizer.parameters:
+                        parameter.grad = None
             if tally.add(output, batch):
                 _check(tally, self.done.epoch, rates)
+            if last and self._pause is not None and live is not None:
+                self.done.batch = len(rates)
+                self._pause(lambda: self._state_within(before, tally))
         _check(tally, self.done.epoch, rates)
+        self.done.batch, self._seen = 0, {}
         return tally, rates[-1]
 
     def judge(self, metrics: Mapping[str, Metrics]) -> None:
         """Keep the weights if they are the best so far, and slow down where the metrics stand still."""
         if "validation" in metrics:
-            value = _value(metrics["validation"], self._settings)
+            # rank 0's: the last bits of a GPU's sums differ from one to another, and all must go on alike
+            value = self._ranks.first(_value(metrics["validation"], self._settings))
             if better(self._settings.validation_metric, value, self.done.best_value if self.best else None):
-                self.best = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+                self.best = {name: tensor.clone() for name, tensor in self._moving.tensors().items()}
                 self.done.best_epoch, self.done.best_value, self.done.best_metrics = self.done.epoch, value, metrics
         else:
             self.done.best_epoch, self.done.best_metrics = self.done.epoch, metrics
@@ -147,24 +197,41 @@ class Fit:
             found = metrics[plateau.split]
             whole = found.get(COMBINED) or next(iter(found.values()))
             value = (whole if plateau.metric == "loss" else found[self._settings.validation_field])[plateau.metric]
+            value = self._ranks.first(value)
             if better(plateau.metric, value, self.done.plateau_value if self.done.plateau_epoch else None):
                 self.done.plateau_epoch, self.done.plateau_value = self.done.epoch, value
             elif self.done.epoch - self.done.plateau_epoch > plateau.patience and self.done.slowings < plateau.times:
                 self.done.slowed, self.done.slowings = self.done.slowed * plateau.factor, self.done.slowings + 1
                 self.done.plateau_epoch = self.done.epoch
 
+    def keep_best(self) -> None:
+        """Give the model the weights of the best epoch, where one was chosen."""
+        if self.best:
+            self._moving.load(self.best)
+
     def state(self) -> ResumeState:
         """All that the next epoch depends on; tensors are shared, not copied."""
+        return self._state(self._order.get_state(), asdict(self.done), {})
+
+    def _state_within(self, order: Tensor, tally: Tally) -> ResumeState:
+        """All that the rest of this epoch depends on, which began with ``order``."""
+        return self._state(order, {**asdict(self.done), "epoch": self.done.epoch - 1}, tally.state_dict())
+
+    def _state(self, order: Tensor, counters: dict[str, object], seen: Mapping[str, Tensor]) -> ResumeState:
         groups: dict[str, Mapping[str, Tensor]] = {
-            "model": self._model.state_dict(),
-            "best": self.best,
-            "optimizer": self._optimizer.state_dict(),
             "scaler": {} if self._scaler is None else self._scaler.state_dict(),
-            "generator": {"order": self._order.get_state(), "cpu": torch.get_rng_state()},
+            "generator": {"order": order, "cpu": torch.get_rng_state()},
+            "tally": seen,
+            "adapters": {} if self._live is None else self._live.adapter_state(),
         }
         if torch.cuda.is_available():
             groups["generator"] = {**groups["generator"], "cuda": torch.cuda.get_rng_state()}
-        return ResumeState(asdict(self.done), groups)
+        rows: dict[str, Mapping[str, Tensor]] = {}
+        groups["model"], rows["model"] = self._moving.split(self._moving.tensors())
+        groups["best"], rows["best"] = self._moving.split(self.best)
+        state = self._moving.split_state(self._optimizer.state_dict(), self._optimizer.parameters)
+        groups["optimizer"], rows["optimizer"] = state
+        return ResumeState(counters, groups, rows if self._moving.sharded else {})
 
     def load(self, state: ResumeState) -> None:
         """Stand where the fit stood that gave ``state``. Raises UsageError where that had a GPU and this has none, or the reverse."""
@@ -173,16 +240,25 @@ class Fit:
             where, here = ("a GPU", "there is none") if had else ("the CPU", "here is a GPU")
             raise UsageError(f"The run was trained on {where}, and {here}. Go on where it was trained, or train again.")
         self.done = _Counters(**state.counters)
-        groups = state.tensors
-        self._model.load_state_dict(dict(groups["model"]))
-        self.best = dict(groups["best"])
-        self._optimizer.load_state_dict(dict(groups["optimizer"]))
+        groups = {
+            group: (state.tensors.get(group, {}), state.rows.get(group, {})) for group in ("model", "best", "optimizer")
+        }
+        self._moving.load(self._moving.joined(*groups["model"]))
+        device = self._train.device
+        self.best = {
+            name: tensor.to(device, copy=True) for name, tensor in self._moving.joined(*groups["best"]).items()
+        }
+        parameters = self._optimizer.parameters
+        self._optimizer.load_state_dict(self._moving.joined_state(*groups["optimizer"], parameters))
         if self._scaler is not None:
-            self._scaler.load_state_dict(dict(groups["scaler"]))
-        self._order.set_state(groups["generator"]["order"])
-        torch.set_rng_state(groups["generator"]["cpu"])
+            self._scaler.load_state_dict(dict(state.tensors["scaler"]))
+        if self._live is not None:
+            self._live.load_adapter_state(state.tensors.get("adapters", {}))
+        self._seen = {name: tensor.to(device) for name, tensor in state.tensors.get("tally", {}).items()}
+        self._order.set_state(state.tensors["generator"]["order"])
+        torch.set_rng_state(state.tensors["generator"]["cpu"])
         if has:
-            torch.cuda.set_rng_state(groups["generator"]["cuda"])
+            torch.cuda.set_rng_state(state.tensors["generator"]["cuda"])
 
 
 def _value(metrics: Metrics, settings: FitSettings) -> float:
@@ -199,10 +275,3 @@ def _check(tally: Tally, epoch: int, rates: list[float]) -> None:
     step = tally.first_bad_step()
     if step is not None:
         raise diverged(epoch, step + 1, rates[step])
-
-
-def diverged(epoch: int, step: int, rate: float) -> TrainingDiverged:
-    return TrainingDiverged(
-        f"The loss is not finite at epoch {epoch}, step {step} of it, at learning rate {rate:g}. "
-        "Set a lower trainer.learning_rate, or a normalization for number features with very large values."
-    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from cachestore.built import Progress
-from trainer.loop import EpochDone
+from trainer.loop import EpochDone, StepDone
 
 PhaseName: TypeAlias = Literal["read", "build", "gather", "epochs", "evaluate", "write"]
 
@@ -35,7 +35,7 @@ class Notice:
     text: str
 
 
-Event: TypeAlias = PhaseBegun | Building | EpochDone | Notice
+Event: TypeAlias = PhaseBegun | Building | StepDone | EpochDone | Notice
 Listener: TypeAlias = Callable[[Event], None]
 
 
@@ -74,4 +74,4 @@ class Clock:
         return tell
 
 
-__all__ = ["Building", "Clock", "EpochDone", "Event", "Listener", "Notice", "PhaseBegun", "PhaseName"]
+__all__ = ["Building", "Clock", "EpochDone", "Event", "Listener", "Notice", "PhaseBegun", "PhaseName", "StepDone"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +12,28 @@ from torch import Tensor
 
 from trainer.batches import Batch, Batches
 from trainer.epochs import Fit, FitSettings
+from trainer.interrupts import Interrupt, deferred
+from trainer.live.steps import StepDone
 from trainer.model import Model, Output
 from trainer.optim import Lbfgs, Optimizer
 from trainer.precision import autocast
 from trainer.resume import ResumeState
 from trainer.strategies import Strategy
+from trainer.strategies.ranks import ALONE
 from trainer.tally import Metrics, Tally
 
-__all__ = ["EpochDone", "FitResult", "FitSettings", "Metrics", "Tally", "evaluate", "fit", "predict", "seeded"]
+__all__ = [
+    "EpochDone",
+    "FitResult",
+    "FitSettings",
+    "Metrics",
+    "StepDone",
+    "Tally",
+    "evaluate",
+    "fit",
+    "predict",
+    "seeded",
+]
 
 EVALUATION_ROWS = 1024
 _THREAD_FLOP = 50_000_000  # of one step, forward and backward: what is worth a thread
@@ -64,23 +78,40 @@ def fit(
     settings: FitSettings,
     on_epoch: Callable[[EpochDone], None],
     strategy: Strategy | None = None,
+    on_step: Callable[[StepDone], None] | None = None,
     resume: ResumeState | None = None,
     save: Callable[[ResumeState], None] | None = None,
+    due: Callable[[], bool] = lambda: True,
 ) -> FitResult:
     """Train until the epochs are done or ``early_stop`` epochs in a row brought no better validation metric.
 
     Training metrics are those of the predictions made while the weights moved, unless ``evaluate_training_set``.
-    ``save`` is given the state of the loop after every epoch, whose tensors change with the next step; a fit with
-    ``resume`` goes on from there, and ends with the weights of one that was never interrupted.
-    Raises TrainingDiverged naming epoch, step and learning rate; DataError when the validation metric is undefined.
+    ``save`` is given the state of the loop after every epoch at which it is ``due``, whose tensors change with the next step; a
+    fit with ``resume`` goes on from there, and ends with the weights of one that was never interrupted.
+
+    Where encoders run in the loop, ``on_step`` is told of every step, the state is saved after steps too, and SIGINT and SIGTERM
+    wait for the end of a step and for its state to be saved. All ranks of ``strategy`` do the same; rank 0 says when it is due.
+    Raises TrainingDiverged naming epoch, step and learning rate; OutOfMemory; DataError when the validation metric is undefined.
     """
     began = time.perf_counter()
-    run = Fit(model, train, optimizer, settings, strategy)
+    ranks = ALONE if strategy is None else strategy.ranks
+    signals: AbstractContextManager[Interrupt | None] = deferred() if model.live else nullcontext()
     flop = 6 * min(settings.batch_size, train.rows) * sum(parameter.numel() for parameter in optimizer.parameters)
     with (
-        threads_for(flop),
-        seeded(settings.seed),
-    ):  # dropout draws from the global generator; the caller's is left as it was
+        threads_for(flop) if not model.live else nullcontext(),
+        seeded(settings.seed),  # dropout draws from the global generator; the caller's is left as it was
+        signals as interrupt,
+    ):
+
+        def pause(state: Callable[[], ResumeState]) -> None:
+            stopped = interrupt is not None and interrupt.signal is not None
+            wanted = ranks.most(2 if stopped else int(ranks.rank == 0 and save is not None and due()))
+            if wanted and save is not None:
+                save(state())
+            if wanted == 2 and interrupt is not None:
+                interrupt.deliver()
+
+        run = Fit(model, train, optimizer, settings, strategy, on_step, pause)
         if resume is not None:
             run.load(resume)
         while not run.over():
@@ -109,16 +140,14 @@ def fit(
                     best=run.done.best_epoch == run.done.epoch,
                 )
             )
-            if save is not None:
-                save(run.state())
-    if run.best:
-        model.load_state_dict(run.best)
+            pause(run.state)
+    run.keep_best()
     return FitResult(run.done.epoch, run.done.best_epoch, time.perf_counter() - began, run.done.best_metrics)
 
 
 def evaluate(model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False) -> Metrics:
     """Loss and metrics of every output feature over all rows."""
-    with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model)):
+    with _threads(model, batch_size):
         tally = Tally(model)
         for batch, output in outputs(model, batches, batch_size, mixed_precision):
             tally.add(output, batch)
@@ -137,7 +166,7 @@ def predictions(
     model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """What ``predict`` gives, batch by batch: for what keeps little of it."""
-    with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model)):
+    with _threads(model, batch_size):
         for _, output in outputs(model, batches, batch_size, mixed_precision):
             yield {name: model.decoder(name).predict(scores).cpu() for name, scores in output.scores.items()}
 
@@ -146,15 +175,18 @@ def outputs(
     model: Model, batches: Batches, batch_size: int | None, mixed_precision: bool
 ) -> Iterator[tuple[Batch, Output]]:
     model.eval()
-    with torch.inference_mode():
+    # what shards weights cannot have those of inference mode
+    with torch.no_grad() if model.live else torch.inference_mode():
         for batch in batches.in_order(batch_size or EVALUATION_ROWS):
             with autocast(batches.device, mixed_precision):
                 output = model(batch)
             yield batch, output
 
 
-def _size(model: Model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _threads(model: Model, batch_size: int | None) -> AbstractContextManager[None]:
+    if model.live:
+        return nullcontext()
+    return threads_for(2 * (batch_size or EVALUATION_ROWS) * sum(parameter.numel() for parameter in model.parameters()))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -29,10 +29,14 @@ def autocast(device: torch.device, mixed_precision: bool) -> AbstractContextMana
 class Scaler:
     """Scales losses so that the small gradients of float16 do not vanish, and finds the steps whose gradients overflow.
 
-    It grows and shrinks as torch.amp.GradScaler does (Micikevicius et al. 2018), which wants a torch.optim.Optimizer.
+    It grows and shrinks as torch.amp.GradScaler does (Micikevicius et al. 2018), which wants a torch.optim.Optimizer. ``agreed``
+    sums a tensor over all processes that train together: an overflow in one is that of all.
     """
 
-    def __init__(self, device: torch.device, scale: float = 65536.0) -> None:
+    def __init__(
+        self, device: torch.device, scale: float = 65536.0, agreed: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> None:
+        self._agreed = agreed
         self._scale = torch.full((), scale, device=device)
         self._good_steps = torch.zeros((), dtype=torch.int32, device=device)
 
@@ -45,6 +49,7 @@ class Scaler:
         gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
         overflow = torch.zeros((), device=self._scale.device)
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, self._scale.double().reciprocal().float())
+        overflow = self._agreed(overflow)
         torch._amp_update_scale_(self._scale, self._good_steps, overflow, _GROWTH, _BACKOFF, _INTERVAL)
         return overflow.item() == 0.0
 

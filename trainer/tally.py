@@ -63,6 +63,31 @@ class Tally:
             found[COMBINED] = {"loss": sum(losses, 0.0)}
         return found
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was added, by the position of its output feature."""
+        self._reduce()
+        state = {"totals": torch.stack(self._totals)} if self._totals else {}
+        for place, (name, parts) in enumerate(self._observed.items()):
+            if parts:
+                state[f"{place}.losses"] = torch.stack(self._losses[name])
+                state[f"{place}.weights"] = torch.stack(
+                    [torch.as_tensor(each).double() for each in self._weights[name]]
+                )
+                state.update({f"{place}.observed.{key}": torch.cat([part[key] for part in parts]) for key in parts[0]})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where the tally that gave ``state`` stood."""
+        self._totals = list(state["totals"].unbind()) if state else []
+        for place, name in enumerate(self._observed):
+            own = {
+                key.removeprefix(f"{place}."): tensor for key, tensor in state.items() if key.startswith(f"{place}.")
+            }
+            self._losses[name] = list(own.pop("losses").unbind()) if own else []
+            self._weights[name] = list(own.pop("weights").unbind()) if own else []
+            observed = {key.removeprefix("observed."): tensor for key, tensor in own.items()}
+            self._observed[name] = [observed] if observed else []
+
     def _loss(self, name: str) -> float:
         losses = torch.stack(self._losses[name]).double().cpu()
         weights = torch.stack([torch.as_tensor(weight) for weight in self._weights[name]]).double().cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.optim.auto import auto_learning_rate
 from trainer.optim.first_order import Adam, Sgd
 from trainer.optim.gradients import Clipping, Gradients, Penalty
+from trainer.optim.groups import Groups
 from trainer.optim.lbfgs import Lbfgs
 from trainer.optim.protocol import Optimizer
 from trainer.optim.schedule import Decay, Plateau, Schedule
@@ -14,6 +15,7 @@ __all__ = [
     "Clipping",
     "Decay",
     "Gradients",
+    "Groups",
     "Lbfgs",
     "Optimizer",
     "Penalty",

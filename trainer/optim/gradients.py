@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,33 +37,69 @@ class Clipping:
 
 
 class Gradients:
-    """The gradients of some parameters, made ready for a step."""
+    """The gradients of some parameters, made ready for a step.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], penalty: Penalty, clipping: Clipping = Clipping()) -> None:
+    ``sharded`` are those of ``parameters`` of which other processes have other rows, and ``total`` sums a tensor over all
+    processes: a norm is that of the whole gradient. ``measured``: the norm of all is wanted also where nothing is clipped.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        penalty: Penalty,
+        clipping: Clipping = Clipping(),
+        *,
+        sharded: Sequence[nn.Parameter] = (),
+        total: Callable[[Tensor], Tensor] | None = None,
+        measured: bool = False,
+    ) -> None:
         self._parameters, self._penalty, self._clipping = parameters, penalty, clipping
         self._penalised = penalised(parameters) if penalty.l1 or penalty.l2 else []
-        self._idle = not self._penalised and clipping == Clipping()
+        self._measured = measured
+        self._idle = not self._penalised and clipping == Clipping() and not measured
+        self._sharded, self._total = {id(parameter) for parameter in sharded}, total
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Add the penalty's gradient to those that are there, then clip them in place."""
+    def settle(self) -> Tensor | None:
+        """Add the penalty's gradient to those that are there, then clip them in place.
+
+        Returns the norm of all before they are clipped, float32 (), where it is needed or measured.
+        """
         if self._idle:
-            return
+            return None
         if self._penalised:
             self._penalise()
         clipping = self._clipping
-        gradients = [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
+        with_gradients = [parameter for parameter in self._parameters if parameter.grad is not None]
+        gradients = [gradient for parameter in with_gradients if (gradient := parameter.grad) is not None]
         if not gradients:
-            return
+            return None
+        norm = None
+        if self._measured or clipping.global_norm is not None:
+            norm = torch.linalg.vector_norm(self._norms(with_gradients, gradients))
         if clipping.global_norm is not None:
-            total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_mul_(gradients, (clipping.global_norm / (total + _LEAST_NORM)).clamp_(max=1.0))
+            assert norm is not None
+            _scale(gradients, (clipping.global_norm / (norm + _LEAST_NORM)).clamp_(max=1.0))
         if clipping.norm is not None:
-            scales = torch.stack(torch._foreach_norm(gradients)).add_(_LEAST_NORM).reciprocal_().mul_(clipping.norm)
-            torch._foreach_mul_(gradients, list(scales.clamp_(max=1.0).unbind()))
+            scales = self._norms(with_gradients, gradients).add_(_LEAST_NORM).reciprocal_().mul_(clipping.norm)
+            each = [
+                scale.to(gradient.device) for scale, gradient in zip(scales.clamp_(max=1.0), gradients, strict=True)
+            ]
+            torch._foreach_mul_(gradients, each)
         if clipping.value is not None:
             torch._foreach_clamp_min_(gradients, -clipping.value)
             torch._foreach_clamp_max_(gradients, clipping.value)
+        return norm
+
+    def _norms(self, parameters: Sequence[nn.Parameter], gradients: list[Tensor]) -> Tensor:
+        """Of each whole gradient, (parameters,)."""
+        norms = torch.stack([norm.to(gradients[0].device) for norm in torch._foreach_norm(gradients)])
+        if self._total is None or not self._sharded:
+            return norms
+        places = [i for i, parameter in enumerate(parameters) if id(parameter) in self._sharded]
+        if places:
+            norms[places] = self._total(norms[places].square()).sqrt()
+        return norms
 
     def _penalise(self) -> None:
         weights: list[Tensor] = [parameter for parameter in self._penalised if parameter.grad is not None]
@@ -72,6 +108,12 @@ class Gradients:
             torch._foreach_add_(gradients, weights, alpha=2 * self._penalty.l2)
         if weights and self._penalty.l1:
             torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=self._penalty.l1)
+
+
+def _scale(gradients: list[Tensor], factor: Tensor) -> None:
+    """In place; gradients may be on several devices, as where only sharded parameters are kept in main memory."""
+    for device in {gradient.device for gradient in gradients}:
+        torch._foreach_mul_([gradient for gradient in gradients if gradient.device == device], factor.to(device))
 
 
 def penalised(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:

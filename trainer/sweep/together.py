@@ -15,6 +15,7 @@ from trainer import epochs, loop
 from trainer.batches import Batches
 from trainer.epochs import FitSettings
 from trainer.layers import Dropout
+from trainer.live.steps import diverged
 from trainer.loop import EpochDone, FitResult
 from trainer.model import Model
 from trainer.optim import Lbfgs, Optimizer
@@ -91,7 +92,7 @@ def fit_together(
                     metrics["validation"] = validated[at]
                 try:
                     if (step := bad[at]) is not None:
-                        raise epochs.diverged(each.fit.done.epoch, step + 1, each.rates[step])
+                        raise diverged(each.fit.done.epoch, step + 1, each.rates[step])
                     each.fit.judge(metrics)
                 except (TrainingDiverged, DataError) as error:
                     ended.append(each)
@@ -113,8 +114,7 @@ def fit_together(
                     ),
                 )
                 if each.fit.over():
-                    if each.fit.best:
-                        each.member.model.load_state_dict(each.fit.best)
+                    each.fit.keep_best()
                     ended.append(each)
                     _leave(each.member.model)
                     spent = time.perf_counter() - began
@@ -157,6 +157,7 @@ def obstacle(member: Member, device: torch.device) -> str | None:
 
 
 _KNOWN = {
+    "encoder_rates",  # of encoders in the loop, and no stack has one
     *("epochs", "batch_size", "learning_rate", "validation_field", "validation_metric", "eval_batch_size", "schedule"),
     *("plateau", "clipping", "penalty", "accumulation", "steps", "early_stop", "mixed_precision"),
     *("evaluate_training_set", "seed"),
