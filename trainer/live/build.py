@@ -46,7 +46,8 @@ def _made(feature: EncodedInput, state: LiveState, config: Config, *, weights: b
                 adapters.adapt(module, feature.tuning.adapter, state.kind)
             else:
                 adapters.load(module, Path(state.adapter))
-    freeze(module, feature.tuning, config.trainer.layers_to_freeze_regex, where)
+    if state.adapter is None:
+        freeze(module, feature.tuning, config.trainer.layers_to_freeze_regex, where)
     settings = feature.encoder
     tokens = settings.batch_tokens if isinstance(settings, TextSettings) else None
     return LiveEncoder(module, collate, state.dim, frozen=mode == "frozen", batch_tokens=tokens)
