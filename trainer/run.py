@@ -15,14 +15,16 @@ from trainer import checkpoint, pins, report, resume, run_directory
 from trainer.apply import evaluate, predict
 from trainer.config import load_config
 from trainer.events import Clock, Listener
+from trainer.live.check import check_models
 from trainer.prepare import Prepared, prepare
 from trainer.record import Evaluation, Predictions
 from trainer.runs import Run, StoreLike, opened
 from trainer.schema import Config
 from trainer.schema.inputs import EncodedInput
 from trainer.schema.preparation import RandomSplit
-from trainer.strategies.single import Single
-from trainer.work import Job, work
+from trainer.strategies import launch
+from trainer.strategies.ranks import Ranks
+from trainer.work import Job
 
 __all__ = ["Evaluation", "Predictions", "Run", "evaluate", "predict", "resume_run", "train"]
 
@@ -45,6 +47,19 @@ def train(
     The run pins what it is trained on in the store, where the store may be written. ``store``: an open one, or the path of one
     that is opened and closed again; by default that of the commands.
     """
+    return launch.lead(partial(_begin, config, data, store, validation, test, output, progress))
+
+
+def _begin(
+    config: Config | Mapping[str, Any] | str | Path,
+    data: Any,
+    store: StoreLike,
+    validation: Any,
+    test: Any,
+    output: str | Path | None,
+    progress: Listener | None,
+    torchrun: Ranks | None,
+) -> Run:
     data = open_dataset(data)
     config = config if isinstance(config, Config) else load_config(config, data=data)
     sources = {"train": data, "validation": validation, "test": test}
@@ -53,7 +68,7 @@ def train(
     if target is not None:
         run_directory.check_output(target)
     with opened(store) as there:
-        return _train(with_models_placed(config), given, there, partial(_begun, target), progress)
+        return _train(with_models_placed(config), given, there, partial(_begun, target), progress, torchrun)
 
 
 def resume_run(
@@ -70,9 +85,16 @@ def resume_run(
     It takes up its config, its data, of which only what was in memory has to be given again, and by default its store.
     Raises UsageError when there is no such run, it is finished, a process still trains it, or its data changed.
     """
-    folder = run_directory.unfinished(Path(path))
+    return launch.lead(
+        partial(_continue, Path(path), store, {"train": data, "validation": validation, "test": test}, progress)
+    )
+
+
+def _continue(
+    path: Path, store: StoreLike, given: Mapping[str, Any], progress: Listener | None, torchrun: Ranks | None
+) -> Run:
+    folder = run_directory.unfinished(path)
     started = resume.read_started(folder)
-    given = {"train": data, "validation": validation, "test": test}
     for name, source in given.items():
         if source is not None and name not in started.sources:
             raise UsageError(f"The run at {path} had no {name} data. Leave it out.")
@@ -82,7 +104,7 @@ def resume_run(
             raise UsageError(f"The run at {path} had its {name} data in memory. Give it again.")
     config = load_config(checkpoint.read_config(folder))
     with opened(started.store if store is None else store) as there:
-        return _train(config, sources, there, lambda _: run_directory.continued(Path(path), folder), progress)
+        return _train(config, sources, there, lambda _: run_directory.continued(path, folder), progress, torchrun)
 
 
 def _begun(output: Path | None, data: Dataset) -> AbstractContextManager[run_directory.NewRun]:
@@ -95,11 +117,15 @@ def _train(
     store: Store,
     place_of: Callable[[Dataset], AbstractContextManager[run_directory.NewRun]],
     progress: Listener | None,
+    torchrun: Ranks | None,
 ) -> Run:
     if config.preprocessing.split is None and len(sources) == 1:
         preprocessing = config.preprocessing.model_copy(update={"split": RandomSplit()})
         config = config.model_copy(update={"preprocessing": preprocessing})
     clock = Clock(progress)
+    for text in config.notices:
+        clock.say(text)
+    check_models(config, store)
     prepared = prepare(config, sources, store, clock)
 
     clock.begin("epochs")
@@ -133,7 +159,7 @@ def _train(
                 "manifests": manifests,
             },
         )
-        outcome = work(job, Single(), clock)
+        outcome = launch.train(job, clock, torchrun)
         held_out = report.collect(
             place.folder, config, prepared, store, outcome.held, outcome.parameters, outcome.device
         )

@@ -58,7 +58,7 @@ def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
     batches = {name: rows_of.to(strategy.device) for name, rows_of in job.batches.items()}
     first = strategy.ranks.rank == 0
     with loop.seeded(config.random_seed):
-        model = build_model(config, job.states)
+        model = build_model(config, job.states, weights=strategy.loads)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     strategy.wrap(model)
     start_at_means(model, batches["train"])

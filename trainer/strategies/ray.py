@@ -1,0 +1,303 @@
+"""Training by the workers of a Ray cluster, through Ray Train: each does the same work, and its state is kept where all of them reach it.
+
+Every worker has a folder of its own. What the work saves there is reported as a checkpoint, from which Ray restarts all workers when
+one dies; at the end the folder of rank 0 is the run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol, cast
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cachestore.errors import CachestoreError, ProcessLost, UsageError
+from trainer import checkpoint, interrupts
+from trainer.config import load_config
+from trainer.schema.backend import RayBackend
+from trainer.strategies.ranks import Ranks
+from trainer.work import Job, Outcome
+
+_POLL: Final = 0.2  # seconds
+
+
+class Work(Protocol):
+    """What every rank does: ``tell`` is for events, ``saved`` is to be called by all ranks when the state of the run is saved."""
+
+    def __call__(
+        self, ranks: Ranks, tell: Callable[[Any], None], job: Job, saved: Callable[[], None]
+    ) -> Outcome: ...
+
+
+def train(job: Job, work: Work, hear: Callable[[Any], None]) -> Outcome:
+    """What rank 0 returns of ``work``, which must be a function that a module has by its name; ``hear`` gets what it tells.
+
+    Workers that die are restarted with the last state that was saved, as often as ``max_failures`` says; what ``work`` raises of
+    ours ends the run. Raises that, ProcessLost when workers died too often, and UsageError for a cluster that cannot be had.
+    """
+    backend = job.config.backend
+    assert isinstance(backend, RayBackend)
+    with _cluster(backend):
+        return _Run(job, backend).train(work, hear)
+
+
+class _Run:
+    """One run of Ray Train, named by the id of ours, so that it is found again when the run goes on."""
+
+    def __init__(self, job: Job, backend: RayBackend) -> None:
+        self._job, self._backend = job, backend
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0))
+        chosen = backend.trainer
+        self._gpu = gpus > 0 if chosen.use_gpu is None else chosen.use_gpu
+        self._world = max(1, gpus if self._gpu else 1) if chosen.num_workers == "auto" else chosen.num_workers
+        self._storage = _storage(backend, job.folder)
+        self._desk = ray.remote(num_cpus=0)(_Desk).remote()
+
+    def train(self, work: Work, hear: Callable[[Any], None]) -> Outcome:
+        trainer = TorchTrainer(
+            _rank,
+            train_loop_config={"job": [ray.put(self._job)], "work": work, "desk": self._desk},
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if self._gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self._world,
+                use_gpu=self._gpu,
+                resources_per_worker=dict(self._backend.trainer.resources_per_worker) or None,
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"cachestore-{checkpoint.run_id(self._job.folder)}",
+                storage_path=self._storage,
+                failure_config=ray.train.FailureConfig(max_failures=self._backend.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        fit = _Fit(trainer)
+        with interrupts.deferred() as interrupt:
+            fit.start()
+            asked = False
+            while fit.is_alive():
+                fit.join(_POLL)
+                for event in ray.get(self._desk.take.remote()):
+                    hear(event)
+                if interrupt.signal is not None and not asked:
+                    asked = True
+                    self._desk.stop.remote()
+            for event in ray.get(self._desk.take.remote()):
+                hear(event)
+            if (failure := ray.get(self._desk.failure.remote())) is not None:
+                raise failure
+            if fit.error is not None:
+                raise self._lost(fit.error)
+            outcome = fit.result.return_value
+            if outcome is None:
+                interrupt.deliver()
+        self._fetch(fit.result)
+        return cast("Outcome", outcome)
+
+    def _lost(self, error: BaseException) -> BaseException:
+        """The error for a run that Ray gave up."""
+        failures = getattr(error, "worker_failures", {})
+        dead = sorted(rank for rank, failure in failures.items() if isinstance(failure, RayActorError))
+        if not dead:
+            return error
+        tries = self._backend.max_failures
+        return ProcessLost(
+            f"Worker {dead[0]} of {self._world} died, and the run had been restarted {tries} times (backend.max_failures). "
+            f"Go on with: cachestore train --resume {self._job.folder}"
+        )
+
+    def _fetch(self, result: Any) -> None:
+        """The files of rank 0 become those of the run, and Ray's are removed."""
+        result.checkpoint.to_directory(str(self._job.folder))
+        result.filesystem.delete_dir(result.path)
+        if self._backend.storage_path is None:
+            shutil.rmtree(self._storage, ignore_errors=True)
+
+
+class _Fit(threading.Thread):
+    """The driver's part of a run, in a thread: the main one hears what it tells, and signals."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(daemon=True, name="ray-train")
+        self._trainer = trainer
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self._trainer.fit()
+        except BaseException as error:  # it is raised where the thread is waited for
+            self.error = error
+
+
+class _Desk:
+    """An actor through which ranks and the driver speak. It outlives ranks that die."""
+
+    def __init__(self) -> None:
+        self._events: list[Any] = []
+        self._failure: CachestoreError | None = None
+        self._stopped = False
+
+    def exchange(self, events: list[Any]) -> bool:
+        """Take what rank 0 tells; returns whether it is to stop."""
+        self._events += events
+        return self._stopped
+
+    def take(self) -> list[Any]:
+        events, self._events = self._events, []
+        return events
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def fail(self, error: CachestoreError) -> None:
+        """An error that would come again: no restart helps."""
+        self._failure = self._failure or error
+
+    def failure(self) -> CachestoreError | None:
+        return self._failure
+
+
+def _rank(settings: dict[str, Any]) -> Outcome | None:
+    """The work of one worker; None where it was interrupted, or failed before."""
+    desk = settings["desk"]
+    if ray.get(desk.failure.remote()) is not None:
+        return None
+    job: Job = ray.get(settings["job"][0])
+    context = ray.train.get_context()
+    ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    with tempfile.TemporaryDirectory(prefix="cachestore-") as scratch:
+        folder = Path(scratch)
+        before = ray.train.get_checkpoint()
+        if before is not None:
+            before.to_directory(scratch)
+        if (folder / checkpoint.CONFIG).exists():  # what was automatic is settled
+            job = replace(job, config=load_config(checkpoint.read_config(folder)))
+        job = replace(job, folder=folder)
+        line = _Line(desk)
+        if ranks.rank == 0:
+            line.start()
+        try:
+            outcome = cast("Work", settings["work"])(ranks, line.tell, job, lambda: _report(folder, ranks))
+        except KeyboardInterrupt:
+            return None
+        except CachestoreError as error:
+            ray.get(desk.fail.remote(error))
+            raise
+        finally:
+            line.end()
+        whole = ray.train.Checkpoint.from_directory(scratch) if ranks.rank == 0 else None
+        ray.train.report({}, checkpoint=whole)
+        return outcome
+
+
+def _report(folder: Path, ranks: Ranks) -> None:
+    """Have Ray keep the state that is in the folders of the ranks: all of rank 0's, and of the others their rows."""
+    if ranks.rank > 0:
+        rows = sorted(
+            (folder / checkpoint.STATES).glob(f"*-{ranks.rank}-of-{ranks.world}.safetensors"),
+            key=lambda path: path.stat().st_mtime_ns,
+        )
+        for path in folder.rglob("*"):
+            if path.is_file() and path not in rows[-1:]:
+                path.unlink()
+        if not rows:
+            ray.train.report({})
+            return
+    ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+class _Line(threading.Thread):
+    """Brings what rank 0 tells to the desk, and asks there whether to stop."""
+
+    def __init__(self, desk: Any) -> None:
+        super().__init__(daemon=True, name="desk")
+        self._desk = desk
+        self._events: list[Any] = []
+        self._ended = threading.Event()
+        self._asked = False
+
+    def tell(self, event: Any) -> None:
+        self._events.append(event)
+
+    def run(self) -> None:
+        while not self._ended.wait(_POLL):
+            self._exchange()
+
+    def end(self) -> None:
+        """Bring the last events."""
+        if self.is_alive():
+            self._ended.set()
+            self.join()
+            self._exchange()
+
+    def _exchange(self) -> None:
+        events, self._events = self._events, []
+        if ray.get(self._desk.exchange.remote(events)) and not self._asked:
+            self._asked = True
+            interrupts.ask()
+
+
+def _storage(backend: RayBackend, folder: Path) -> str:
+    """Where Ray keeps the state: in the run's folder, which the nodes of one machine reach, or where the config says."""
+    if backend.storage_path is None:
+        return str((folder / checkpoint.RAY).absolute())
+    return backend.storage_path if "://" in backend.storage_path else str(Path(backend.storage_path).expanduser().absolute())
+
+
+@contextlib.contextmanager
+def _cluster(backend: RayBackend) -> Iterator[None]:
+    """A cluster for the body: the one that this process uses, that of ``address``, that of this machine, or a new one that ends with it."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    terminate = signal.getsignal(signal.SIGTERM)  # Ray takes its place
+    with contextlib.ExitStack() as stack:
+        _connect(backend, stack)
+        stack.callback(ray.shutdown)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)
+        yield
+
+
+def _connect(backend: RayBackend, stack: contextlib.ExitStack) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = backend.address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        try:
+            ray.init(address=address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"backend.address: there is no Ray cluster at {address} that can be used ({error}). Start it, or leave address out."
+            ) from error
+        return
+    with contextlib.suppress(ConnectionError):
+        ray.init(address="auto", **quiet)
+        return
+    chosen = backend.trainer
+    wanted = 1 if chosen.num_workers == "auto" else chosen.num_workers
+    cpus = math.ceil(wanted * chosen.resources_per_worker.get("CPU", 1))
+    # Ray's sockets lie there, and the path of a socket is short
+    place = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    stack.callback(shutil.rmtree, place, ignore_errors=True)
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, os.cpu_count() or 1),
+        include_dashboard=False,
+        _temp_dir=str(place),
+        **quiet,
+    )
