@@ -16,6 +16,7 @@ from trainer import rows, stored_inputs
 from trainer.assemble import State
 from trainer.batches import Batches
 from trainer.events import Clock
+from trainer.features.read import Table
 from trainer.live.columns import LiveColumn
 from trainer.live.state import LiveState
 from trainer.rows import Columns
@@ -48,8 +49,20 @@ class Prepared:
     skipped_cells: tuple[SkippedCell, ...]
 
 
-def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clock) -> Prepared:
-    """Read the files (by split), build their texts and gather all rows; faults in cells are found before anything is encoded."""
+@dataclass(frozen=True)
+class Divided:
+    """The files that were opened and the cells of them, by split, and the part of each row of the training file: a place in
+    ``SPLITS``, below 0 where it is left out.
+    """
+
+    opened: Mapping[str, Dataset]
+    tables: Mapping[str, Table]
+    parts: NDArray[np.int8]
+    left_out: int
+
+
+def divide(config: Config, sources: Mapping[str, Any], clock: Clock) -> Divided:
+    """Read the files (by split), but for what encoders take, and part their rows as the config asks for."""
     clock.begin("read")
     opened = {name: open_dataset(source) for name, source in sources.items()}
     chosen = config.preprocessing.split
@@ -85,6 +98,14 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
         )
         parts[~taken] = _LEFT_OUT
         left_out = count - int(taken.sum())
+    return Divided(opened, tables, parts, left_out)
+
+
+def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clock) -> Prepared:
+    """Read the files (by split), build their texts and gather all rows; faults in cells are found before anything is encoded."""
+    read = divide(config, sources, clock)
+    opened, tables, parts, left_out = read.opened, read.tables, read.parts, read.left_out
+    where = opened["train"].label
     learnt_from = (parts == 0) & tables["train"].usable
     fitted = rows.fit(config, tables["train"], learnt_from, where)
     columns = {
