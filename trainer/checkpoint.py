@@ -42,10 +42,11 @@ SUMMARY: Final = "summary.json"
 STARTED: Final = "started.json"  # these three are trainer/resume.py's
 STATE: Final = "resume.safetensors"
 STATES: Final = "resume"
+RAY: Final = "ray"  # what Ray keeps of it, of a run of its workers
 _OF_REPORTS: Final = ("predictions.safetensors", "report.json", "report.html", "plots", "tensorboard")
 FILES: Final = (
     *(MARK, CONFIG, STEPS, METRICS, EVALUATION, WEIGHTS, MODEL, SUMMARY, STARTED, STATE, STATES),
-    *("adapters", "encoders"),
+    *("adapters", "encoders", RAY),
     *_OF_REPORTS,
 )
 _KIND: Final = "cachestore run"  # others call a file run.json too

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Final
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
+_waiting: list[Interrupt] = []
 
 
 class Interrupt:
@@ -38,7 +39,7 @@ class Interrupt:
     def deliver(self) -> None:
         """Let the handler that was there before have the signal. Raises KeyboardInterrupt where it does not."""
         self.restore()
-        if self.signal is not None:
+        if self.signal is not None and threading.current_thread() is threading.main_thread():
             signal.raise_signal(self.signal)
         raise KeyboardInterrupt
 
@@ -53,7 +54,15 @@ def deferred() -> Iterator[Interrupt]:
     """Signals that come while the body runs are noted; a second one is delivered at once."""
     interrupt = Interrupt()
     interrupt.defer()
+    _waiting.append(interrupt)
     try:
         yield interrupt
     finally:
+        _waiting.remove(interrupt)
         interrupt.restore()
+
+
+def ask() -> None:
+    """As a SIGINT, for a training that runs in another thread of this process, which no signal reaches."""
+    for interrupt in _waiting:
+        interrupt.signal = signal.SIGINT

@@ -73,10 +73,15 @@ def read_started(folder: Path) -> Started:
 
 
 class Saver:
-    """Saves the state of a loop in ``folder``; every one of ``ranks`` has one. ``identity`` tells the data apart."""
+    """Saves the state of a loop in ``folder``; every one of ``ranks`` has one. ``identity`` tells the data apart.
 
-    def __init__(self, folder: Path, identity: Callable[[], str], ranks: Ranks = ALONE) -> None:
-        self._folder, self._identity, self._ranks = folder, identity, ranks
+    ``then`` is called after a save.
+    """
+
+    def __init__(
+        self, folder: Path, identity: Callable[[], str], ranks: Ranks = ALONE, then: Callable[[], None] | None = None
+    ) -> None:
+        self._folder, self._identity, self._ranks, self._then = folder, identity, ranks, then
         self._data: str | None = None
         self._last = time.monotonic()
         self._took = 0.0
@@ -97,6 +102,8 @@ class Saver:
         self._together(lambda: self._write(state) if self._ranks.rank == 0 else None, own)
         if self._ranks.rank == 0:
             _clear(self._folder, _names(state, self._ranks))
+        if self._then is not None:
+            self._then()
         self._last = time.monotonic()
         self._took = self._last - began
 
@@ -184,7 +191,8 @@ def finished(folder: Path) -> None:
     """Remove what only a run that is not finished needs."""
     for name in (checkpoint.STATE, checkpoint.STARTED):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / checkpoint.STATES, ignore_errors=True)
+    for name in (checkpoint.STATES, checkpoint.RAY):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class _Pieces:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from trainer.epochs import FitSettings
 from trainer.evaluation import final
 from trainer.events import Clock, EpochDone, StepDone
 from trainer.fitting import build_optimizer, fit_settings
+from trainer.live.tune import with_batch_size
 from trainer.loop import FitResult, Metrics
 from trainer.report.kept import Kept
 from trainer.schema import Config
@@ -52,8 +53,11 @@ class Outcome:
     device: str
 
 
-def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
-    """Train, from the state that the run's folder has. All ranks return the same but for their devices."""
+def work(job: Job, strategy: Strategy, clock: Clock, saved: Callable[[], None] | None = None) -> Outcome:
+    """Train, from the state that the run's folder has; ``saved`` is called when it was saved anew.
+
+    All ranks return the same but for their devices.
+    """
     config = job.config
     batches = {name: rows_of.to(strategy.device) for name, rows_of in job.batches.items()}
     first = strategy.ranks.rank == 0
@@ -62,7 +66,13 @@ def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     strategy.wrap(model)
     start_at_means(model, batches["train"])
-    settings = fit_settings(config, model, batches["train"])
+    config = with_batch_size(config, model, batches["train"], strategy, clock.say)
+    description = job.description
+    if config is not job.config:  # written down: a run that goes on does not try again
+        description = {**description, "config": config.resolved()}
+        if first:
+            checkpoint.write_config(job.folder, config.resolved())
+    settings = fit_settings(config, model, batches["train"], strategy)
 
     def on_epoch(epoch: EpochDone) -> None:
         if first:
@@ -78,12 +88,12 @@ def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
         if clock.listener is not None:
             clock.listener(step)
 
-    saver = resume.Saver(job.folder, partial(digest, batches), strategy.ranks)
+    saver = resume.Saver(job.folder, partial(digest, batches), strategy.ranks, saved)
     done = loop.fit(
         model,
         batches["train"],
         batches.get("validation"),
-        optimizer=build_optimizer(config, strategy.trained(model)),
+        optimizer=build_optimizer(config, strategy.trained(model), settings),
         settings=settings,
         on_epoch=on_epoch,
         strategy=strategy,
@@ -109,6 +119,6 @@ def work(job: Job, strategy: Strategy, clock: Clock) -> Outcome:
     clock.begin("write")
     weights = strategy.whole(model)
     if first:
-        artefacts.write(job.folder, config, model, job.states, weights, job.description)
+        artefacts.write(job.folder, config, model, job.states, weights, description)
     held = report.predicted(config, model, job.states, job.held_out, batches)
     return Outcome(done, best, settings, held, parameters, str(strategy.device))

@@ -40,9 +40,9 @@ def train(job: Job, clock: Clock, torchrun: Ranks | None = None) -> Outcome:
         torchrun.first(("job", job))
         return _work(torchrun, _hearing(clock), job)
     if isinstance(config.backend, RayBackend):
-        from trainer.strategies import ray  # type: ignore[attr-defined]
+        from trainer.strategies import ray  # not without need: it takes seconds to import
 
-        return ray.train(job, clock)  # type: ignore[no-any-return]
+        return ray.train(job, _work, _hearing(clock))
     world = _workers(chosen)
     if chosen.strategy is None or (chosen.strategy == "ddp" and world == 1):
         if chosen.strategy is not None:
@@ -110,8 +110,10 @@ def _told(ranks: Ranks) -> tuple[str, Any]:
         raise SystemExit(1) from None
 
 
-def _work(ranks: Ranks, tell: Callable[[Any], None] | None, job: Job) -> Outcome:
-    return work(job, strategy_of(job.config, ranks), Clock(tell if ranks.rank == 0 else None))
+def _work(
+    ranks: Ranks, tell: Callable[[Any], None] | None, job: Job, saved: Callable[[], None] | None = None
+) -> Outcome:
+    return work(job, strategy_of(job.config, ranks), Clock(tell if ranks.rank == 0 else None), saved)
 
 
 def _hearing(clock: Clock) -> Callable[[Any], None]:

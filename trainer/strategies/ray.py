@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
@@ -37,9 +37,7 @@ _POLL: Final = 0.2  # seconds
 class Work(Protocol):
     """What every rank does: ``tell`` is for events, ``saved`` is to be called by all ranks when the state of the run is saved."""
 
-    def __call__(
-        self, ranks: Ranks, tell: Callable[[Any], None], job: Job, saved: Callable[[], None]
-    ) -> Outcome: ...
+    def __call__(self, ranks: Ranks, tell: Callable[[Any], None], job: Job, saved: Callable[[], None]) -> Outcome: ...
 
 
 def train(job: Job, work: Work, hear: Callable[[Any], None]) -> Outcome:
@@ -59,23 +57,24 @@ class _Run:
 
     def __init__(self, job: Job, backend: RayBackend) -> None:
         self._job, self._backend = job, backend
-        resources = ray.cluster_resources()
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = int(resources.get("GPU", 0))
         chosen = backend.trainer
         self._gpu = gpus > 0 if chosen.use_gpu is None else chosen.use_gpu
         self._world = max(1, gpus if self._gpu else 1) if chosen.num_workers == "auto" else chosen.num_workers
         self._storage = _storage(backend, job.folder)
-        self._desk = ray.remote(num_cpus=0)(_Desk).remote()
+        self._desk: Any = cast("Any", ray.remote(num_cpus=0))(_Desk).remote()
 
     def train(self, work: Work, hear: Callable[[Any], None]) -> Outcome:
+        chosen = self._backend.trainer
         trainer = TorchTrainer(
-            _rank,
+            _rank,  # type: ignore[arg-type]  # what it returns is rank 0's result
             train_loop_config={"job": [ray.put(self._job)], "work": work, "desk": self._desk},
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if self._gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self._world,
                 use_gpu=self._gpu,
-                resources_per_worker=dict(self._backend.trainer.resources_per_worker) or None,
+                resources_per_worker={str(name): of for name, of in chosen.resources_per_worker.items()} or None,
             ),
             run_config=ray.train.RunConfig(
                 name=f"cachestore-{checkpoint.run_id(self._job.folder)}",
@@ -255,7 +254,11 @@ def _storage(backend: RayBackend, folder: Path) -> str:
     """Where Ray keeps the state: in the run's folder, which the nodes of one machine reach, or where the config says."""
     if backend.storage_path is None:
         return str((folder / checkpoint.RAY).absolute())
-    return backend.storage_path if "://" in backend.storage_path else str(Path(backend.storage_path).expanduser().absolute())
+    return (
+        backend.storage_path
+        if "://" in backend.storage_path
+        else str(Path(backend.storage_path).expanduser().absolute())
+    )
 
 
 @contextlib.contextmanager
