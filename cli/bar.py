@@ -47,8 +47,16 @@ class Bar:
 
     def epoch(self, epoch: int, epochs: int, note: str, line: str) -> None:
         """Epochs done; ``line``, how this one went, stays on the terminal."""
-        self._progress.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+        self.line(line)
         self._show("epochs", epoch, epochs, note)
+
+    def step(self, step: int, steps: int, note: str) -> None:
+        """Steps done of a training whose encoders run in the loop."""
+        self._show("steps", step, steps, note)
+
+    def line(self, line: str) -> None:
+        """What stays on the terminal."""
+        self._progress.console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
 
     def bytes(self, task: str, done: int, total: int) -> None:
         """Bytes done of a task, in MB."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 from cachestore.built import Progress
 from cli.output import Output, count, duration, say_if_waiting
-from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun
+from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun, StepDone
 from trainer.metrics import COMBINED
+
+_RECENT = 20  # steps whose mean is shown
 
 
 @contextlib.contextmanager
@@ -16,6 +19,7 @@ def watching(out: Output) -> Iterator[Listener]:
     """A function to pass as ``progress`` to train, predict and evaluate."""
     builds: dict[str, Progress] = {}
     waited: set[str] = set()
+    steps: deque[StepDone] = deque(maxlen=_RECENT)
     with out.bar() as bar:
 
         def show(event: Event) -> None:
@@ -34,6 +38,13 @@ def watching(out: Output) -> Iterator[Listener]:
                         out.say(
                             f"{data}: {count(progress.encoded, 'vector')} encoded, {count(progress.hits, 'cell')} found in the store"
                         )
+                case StepDone():
+                    steps.append(event)
+                    if bar:
+                        bar.step(event.step, event.steps, step_note(steps))
+                case EpochDone() if steps:  # the bar counts steps
+                    if bar:
+                        bar.line(epoch_line(event))
                 case EpochDone():
                     if bar:
                         bar.epoch(
@@ -41,6 +52,15 @@ def watching(out: Output) -> Iterator[Listener]:
                         )
 
         yield show
+
+
+def step_note(steps: Sequence[StepDone]) -> str:
+    """How fast the last steps were, and the mean of their losses."""
+    seconds = max(sum(step.seconds for step in steps), 1e-9)
+    parts = [f"epoch {steps[-1].epoch}", f"{len(steps) / seconds:,.1f} steps/s"]
+    if tokens := sum(step.tokens for step in steps):
+        parts.append(f"{tokens / seconds:,.0f} tokens/s")
+    return "  ".join([*parts, f"loss {sum(step.loss for step in steps) / len(steps):.4f}"])
 
 
 def epoch_line(event: EpochDone) -> str:

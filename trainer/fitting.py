@@ -17,12 +17,23 @@ from trainer.epochs import FitSettings
 from trainer.frozen import Frozen
 from trainer.layers import Dropout
 from trainer.model import Model
-from trainer.optim import Clipping, Lbfgs, Optimizer, Penalty, Plateau, Schedule, auto_learning_rate, functional
+from trainer.optim import (
+    Clipping,
+    Groups,
+    Lbfgs,
+    Optimizer,
+    Penalty,
+    Plateau,
+    Schedule,
+    auto_encoder_rate,
+    auto_learning_rate,
+    functional,
+)
 from trainer.range_test import range_test
 from trainer.schema import Config
 from trainer.schema import optimizers as chosen
 from trainer.schema.training import Scheduler, TrainerConfig
-from trainer.strategies import Trained
+from trainer.strategies import Strategy, Trained, trained_of
 
 # Linear head on MiniLM vectors, 20 epochs at the auto learning rate, best validation accuracy and seconds on one core:
 # banking77 32 0.931 18.9, 64 0.931 8.3, 128 0.929 5.6, 256 0.924 5.3, 1024 0.908 3.4
@@ -30,6 +41,7 @@ from trainer.strategies import Trained
 AUTO_BATCH_SIZE: Final = 128
 _ROWS_AT_ONCE: Final = 4096  # of lbfgs, whose steps see all rows
 _MEASURED_ROWS: Final = 4096
+_ENCODED_ROWS: Final = 256  # where encoders have to run for it
 
 _MAKERS: Final[Mapping[type[Frozen], Callable[..., Optimizer]]] = {
     chosen.Adadelta: functional.adadelta,
@@ -43,21 +55,30 @@ _MAKERS: Final[Mapping[type[Frozen], Callable[..., Optimizer]]] = {
 }
 
 
-def build_optimizer(config: Config, trained: Sequence[Trained]) -> Optimizer | Lbfgs:
-    """The optimizer of ``config`` on what is trained."""
-    settings = config.trainer.optimizer
-    parameters = [each.parameter for each in trained]
-    if isinstance(settings, chosen.LBFGS):
+def build_optimizer(
+    config: Config, trained: Sequence[Trained], settings: FitSettings | None = None
+) -> Optimizer | Lbfgs:
+    """The optimizer of ``config`` on what is trained; each encoder learns at the rate that ``settings`` have for it."""
+    chosen_type = config.trainer.optimizer
+    if isinstance(chosen_type, chosen.LBFGS):
         return Lbfgs(
-            parameters,
-            max_iter=settings.max_iter,
-            max_eval=settings.max_eval,
-            tolerance_grad=settings.tolerance_grad,
-            tolerance_change=settings.tolerance_change,
-            history_size=settings.history_size,
-            line_search=settings.line_search_fn is not None,
+            [each.parameter for each in trained],
+            max_iter=chosen_type.max_iter,
+            max_eval=chosen_type.max_eval,
+            tolerance_grad=chosen_type.tolerance_grad,
+            tolerance_change=chosen_type.tolerance_change,
+            history_size=chosen_type.history_size,
+            line_search=chosen_type.line_search_fn is not None,
         )
-    return _by_steps(settings, parameters)
+    groups: dict[tuple[float, torch.device], list[nn.Parameter]] = {}
+    for each in trained:
+        factor = 1.0
+        if settings is not None and each.encoder is not None:
+            factor = settings.encoder_rates.get(each.encoder, settings.learning_rate) / settings.learning_rate
+        groups.setdefault((factor, each.parameter.device), []).append(each.parameter)
+    if list(groups)[1:] or any(factor != 1.0 for factor, _ in groups):
+        return Groups([(_by_steps(chosen_type, each), factor) for (factor, _), each in groups.items()])
+    return _by_steps(chosen_type, [each.parameter for each in trained])
 
 
 def _by_steps(settings: chosen.StepOptimizer, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -83,8 +104,11 @@ def _by_steps(settings: chosen.StepOptimizer, parameters: Iterable[nn.Parameter]
     return make(parameters, **settings.model_dump(exclude={"type"}))  # the settings of each are its keywords
 
 
-def fit_settings(config: Config, model: Model, train: Batches) -> FitSettings:
-    """Settings of the loop. Raises ConfigError for a learning rate or batch size that cannot go with the rest."""
+def fit_settings(config: Config, model: Model, train: Batches, strategy: Strategy | None = None) -> FitSettings:
+    """Settings of the loop; all ranks of ``strategy`` call it, after it wrapped the model, and get the same.
+
+    Raises ConfigError for a learning rate or batch size that cannot go with the rest.
+    """
     trainer = config.trainer
     batch_size, accumulation = _batch_sizes(trainer)
     _check_model(trainer, model, batch_size, train.rows)
@@ -113,9 +137,31 @@ def fit_settings(config: Config, model: Model, train: Batches) -> FitSettings:
         settings = replace(settings, learning_rate=_auto(config, model, train))
     elif trainer.learning_rate == "range_test":
         assert not isinstance(trainer.optimizer, chosen.LBFGS)  # the config's own check
-        optimizer = _by_steps(trainer.optimizer, model.parameters())
-        settings = replace(settings, learning_rate=range_test(model, train, optimizer, settings))
-    return settings
+        trained = trained_of(model) if strategy is None else strategy.trained(model)
+        optimizer = build_optimizer(config, trained)
+        assert not isinstance(optimizer, Lbfgs)
+        settings = replace(settings, learning_rate=range_test(model, train, optimizer, settings, strategy))
+    if strategy is None:
+        return _with_encoder_rates(config, settings, 1.0)
+    # rank 0's: the last bits of a GPU's sums differ from one to another
+    settings = replace(settings, learning_rate=strategy.ranks.first(settings.learning_rate))
+    workers = strategy.ranks.world
+    factor = {"constant": 1.0, "linear": float(workers), "sqrt": workers**0.5}[trainer.learning_rate_scaling]
+    return _with_encoder_rates(config, settings, factor)
+
+
+def _with_encoder_rates(config: Config, settings: FitSettings, factor: float) -> FitSettings:
+    """Every rate times ``factor``, by which several workers learn faster; and those of encoders."""
+    given, rates = config.trainer.encoder_learning_rate, {}
+    for feature in config.trained:
+        if given is not None:
+            rates[feature.name] = given * factor
+        elif config.trainer.learning_rate == "auto" and not isinstance(config.trainer.optimizer, chosen.LBFGS):
+            adapter = feature.tuning.adapter
+            rates[feature.name] = auto_encoder_rate(feature.type, None if adapter is None else adapter.type) * factor
+        else:
+            rates[feature.name] = settings.learning_rate * factor
+    return replace(settings, learning_rate=settings.learning_rate * factor, encoder_rates=rates)
 
 
 def _batch_sizes(trainer: TrainerConfig) -> tuple[int, int]:
@@ -200,5 +246,5 @@ def _magnitude(model: Model, train: Batches) -> float:
     """The mean over rows of the sum of absolute inputs."""
     model.eval()  # dropout would draw, and batch norm learn
     with torch.no_grad():
-        batch = next(train.in_order(_MEASURED_ROWS))
+        batch = next(train.in_order(_ENCODED_ROWS if model.live else _MEASURED_ROWS))
         return float(sum(vector.abs().sum().item() for vector in model.encode(batch).values()) / batch.rows)

@@ -13,8 +13,11 @@ from trainer.batches import Batch, Batches
 from trainer.epochs import FitSettings
 from trainer.loop import seeded
 from trainer.model import Model
+from trainer.moving import Moving
 from trainer.optim import Gradients, Optimizer
 from trainer.precision import autocast
+from trainer.strategies import Strategy, trained_of
+from trainer.strategies.ranks import ALONE
 
 _LOWEST: Final = 1e-6
 _HIGHEST: Final = 10.0
@@ -24,20 +27,25 @@ _WINDOW: Final = 10  # steps: the loss of one batch is mostly noise
 _LOST: Final = 4.0  # times the least loss: training has diverged
 
 
-def range_test(model: Model, train: Batches, optimizer: Optimizer, settings: FitSettings) -> float:
+def range_test(
+    model: Model, train: Batches, optimizer: Optimizer, settings: FitSettings, strategy: Strategy | None = None
+) -> float:
     """The learning rate for ``model``, whose weights are put back after it (Smith 2017); ``optimizer`` is used up.
 
     Over 100 batches the rate rises from 1e-6 to 10, evenly by its logarithm, until the loss is four times its least. The
     rate is a third of the one in the middle of the ten steps over which the smoothed loss falls most. Depends on the seed
-    of ``settings`` alone. Raises ConfigError when no rate makes the loss fall.
+    of ``settings`` alone. Encoders that are trained learn at the same rate. Raises ConfigError when no rate makes the loss fall.
     """
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = trained_of(model) if strategy is None else strategy.trained(model)
+    moving = Moving(model, trained, ALONE if strategy is None else strategy.ranks)
+    before = {name: tensor.clone() for name, tensor in moving.tensors().items()}
     with seeded(settings.seed):
         try:
-            found = list(_losses(model, train, optimizer, settings))
+            found = list(_losses(model, train, optimizer, settings, moving, strategy))
         finally:
-            model.load_state_dict(before)
-            model.zero_grad()
+            moving.load(before)
+            for parameter in optimizer.parameters:
+                parameter.grad = None
     losses = [loss for _, loss in found]
     falls = [before - after for before, after in zip(losses, losses[_WINDOW:], strict=False)]
     if not falls or max(falls) <= 0:
@@ -45,9 +53,19 @@ def range_test(model: Model, train: Batches, optimizer: Optimizer, settings: Fit
     return float(f"{found[falls.index(max(falls)) + _WINDOW // 2][0] / 3:.2g}")
 
 
-def _losses(model: Model, train: Batches, optimizer: Optimizer, settings: FitSettings) -> Iterator[tuple[float, float]]:
+def _losses(
+    model: Model,
+    train: Batches,
+    optimizer: Optimizer,
+    settings: FitSettings,
+    moving: Moving,
+    strategy: Strategy | None,
+) -> Iterator[tuple[float, float]]:
     """Rate and smoothed loss of each step."""
-    gradients = Gradients(optimizer.parameters, settings.penalty, settings.clipping)
+    total = None if strategy is None else strategy.ranks.sum
+    gradients = Gradients(
+        optimizer.parameters, settings.penalty, settings.clipping, sharded=moving.sharded, total=total
+    )
     batches = _endless(train, settings)
     model.train()
     mean, least = 0.0, math.inf
@@ -62,7 +80,11 @@ def _losses(model: Model, train: Batches, optimizer: Optimizer, settings: FitSet
             return
         least = min(least, smoothed)
         yield rate, smoothed
+        if strategy is not None:
+            strategy.sync(True)
         output.loss.backward()
+        if strategy is not None:
+            strategy.settle()
         gradients.settle()
         optimizer.step(rate)
 

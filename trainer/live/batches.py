@@ -17,6 +17,7 @@ from trainer.streaming import StoredVectors, StreamedBatches
 
 _CPU: Final = torch.device("cpu")
 _PLACES: Final = ""  # no feature has this name
+_LONGEST: Final = 8
 _WINDOW: Final = 50  # batches whose rows are sorted together: enough for little padding, and the order stays random
 
 
@@ -70,6 +71,15 @@ class LiveBatches:
             return
         for start, stop in bounds(self.rows, batch_size):
             yield self._batch(np.arange(start, stop))
+
+    def longest(self, rows: int) -> Batch:
+        """So many rows, which are its few longest again and again: a batch as dear as one of that size can be.
+
+        Where vectors are streamed it is the first rows.
+        """
+        if self.streamed:
+            return next(self.in_order(rows))
+        return self._batch(np.resize(np.argsort(-self.lengths(), kind="stable")[:_LONGEST], rows))
 
     def parts(self) -> Iterator[tuple[str, Tensor]]:
         """What tells these rows from others."""

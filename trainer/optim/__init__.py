@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.optim.auto import auto_learning_rate
+from trainer.optim.auto import auto_encoder_rate, auto_learning_rate
 from trainer.optim.first_order import Adam, Sgd
 from trainer.optim.gradients import Clipping, Gradients, Penalty
 from trainer.optim.groups import Groups
@@ -22,5 +22,6 @@ __all__ = [
     "Plateau",
     "Schedule",
     "Sgd",
+    "auto_encoder_rate",
     "auto_learning_rate",
 ]
