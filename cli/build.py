@@ -109,11 +109,17 @@ def text(built: Build) -> str:
 
 
 def stored_columns(config: Config) -> dict[str, Any]:
-    """The columns that a config's text and image features read, with their encoders: what a build of its data needs."""
+    """The columns that a config's text and image features read, with their encoders: what a build of its data needs.
+
+    Encoders that run in training have nothing in the store.
+    """
     columns: dict[str, Any] = {}
-    for feature in config.input_features:
-        if feature.type in ("text", "image"):
-            columns.setdefault(feature.column, []).append(feature.encoder)
+    for feature in config.cached:
+        columns.setdefault(feature.column, []).append(feature.encoder)
+    if not columns and config.live:
+        raise UsageError(
+            "All encoders of the config run in training, so there is nothing to build. Train with it at once."
+        )
     if not columns:
         raise UsageError("The config has no text or image feature, so there is nothing to build.")
     return columns

@@ -61,6 +61,24 @@ def test_columns_come_from_a_config(command: Command, store: Path, reviews: Path
     assert same["encoded"] == 0
 
 
+def test_encoders_that_run_in_training_are_not_built(
+    command: Command, store: Path, reviews: Path, tmp_path: Path
+) -> None:
+    trained = "  - {name: words, column: text, type: text, encoder: {type: minilm, trainable: true}}\n"
+    frozen = "  - {name: hashed, column: text, type: text, encoder: {type: hashing, dim: 32}}\n"
+    outputs = "output_features:\n  - {name: helpful, type: binary}\n"
+    config = tmp_path / "config.yaml"
+    config.write_text(f"input_features:\n{trained}{frozen}{outputs}", encoding="utf-8")
+    done = command("build", reviews, "-c", config, "--store", store, "--json")
+    assert (done.code, done.json["encoded"]) == (0, 3), done.err
+    config.write_text(f"input_features:\n{trained}{outputs}", encoding="utf-8")
+    done = command("build", reviews, "-c", config, "--store", store)
+    assert done.code == 2
+    assert done.err.strip() == (
+        "error: All encoders of the config run in training, so there is nothing to build. Train with it at once."
+    )
+
+
 def test_a_column_may_have_several_encoders(command: Command, store: Path, reviews: Path) -> None:
     smaller = ("--column", "text", "--encoder", "{type: hashing, dim: 64}")
     planned = command("build", reviews, *HASHING, *smaller, "--store", store, "--dry-run", "--json").json
