@@ -42,6 +42,9 @@ def command(
         Path | None,
         typer.Option("--tensorboard", metavar="DIR", help="Write each epoch's metrics there, for TensorBoard to show."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what training would take: steps, parameters, memory. Write nothing.")
+    ] = False,
     store: options.StorePath = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -57,6 +60,7 @@ def command(
     Examples:
         cachestore train reviews.csv -c config.yaml
         cachestore train train.csv -c config.yaml --test test.csv --set trainer.epochs=20
+        cachestore train reviews.csv -c config.yaml --dry-run
         cachestore train --resume runs/train
 
     \b
@@ -69,13 +73,16 @@ def command(
     """
     out = output.Output(as_json, quiet)
     if resume is not None:
-        if any(given is not None for given in (data, config, validation, test, output_dir, overrides)):
+        if dry_run or any(given is not None for given in (data, config, validation, test, output_dir, overrides)):
             raise UsageError(
                 "--resume goes on with a run as it was begun. Give no DATA, config or other option but --store and --tensorboard."
             )
         run = _resumed(resume, store, tensorboard, out)
     elif data is None or config is None:
         raise UsageError("train needs DATA and --config. See: cachestore train --help")
+    elif dry_run:
+        _estimate(data, config, overrides or [], validation, test, store, out)
+        return
     else:
         run = _trained(data, config, overrides or [], validation, test, output_dir, store, tensorboard, out)
     summary = run.to_json()
@@ -102,6 +109,29 @@ def _trained(
     settings = load_config(config, overrides, dataset)
     with options.open_store(store, out) as opened, _watching(tensorboard, out) as progress:
         return train(settings, dataset, opened, validation=validation, test=test, output=output_dir, progress=progress)
+
+
+def _estimate(
+    data: Path,
+    config: Path,
+    overrides: list[str],
+    validation: Path | None,
+    test: Path | None,
+    store: Path | None,
+    out: output.Output,
+) -> None:
+    from cachestore.dataset import open_dataset
+    from cli import dry_run
+    from trainer import load_config
+    from trainer.estimate import estimate
+
+    dataset = open_dataset(data)
+    settings = load_config(config, overrides, dataset)
+    for notice in settings.notices:
+        out.say(notice)
+    with options.open_store(store, out) as opened:
+        found = estimate(settings, dataset, opened, validation=validation, test=test)
+    out.result({"dry_run": True, **found.to_json()}, dry_run.text(found))
 
 
 def _resumed(path: Path, store: Path | None, tensorboard: Path | None, out: output.Output) -> Run:

@@ -37,6 +37,7 @@ OPTIONS = {
         "-o",
         "--set",
         "--resume",
+        "--dry-run",
         "--tensorboard",
     },
     "sweep": {
