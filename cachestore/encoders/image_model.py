@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,32 +61,86 @@ def pool(output: Any, how: str) -> Tensor:
     return hidden[:, 0] if how == "cls" else hidden.float().mean(1)
 
 
+class OneVector(ImageModule):
+    """uint8 pixels (batch, height, width, 3) → (batch, dim) float32: a model of one pooling, as it is trained.
+
+    Batch normalisation keeps the statistics of its weights in train mode, too: they are part of what the store computes, a batch of
+    few pictures has poor ones, and each process of several would have its own.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, picture: Mapping[str, Any], precision: torch.dtype, poolings: Set[str]
+    ) -> None:
+        super().__init__(backbone, picture, precision, poolings)
+        (self.pooling,) = self.poolings
+        self.size: tuple[int, int] = tuple(picture["crop"] or picture["resize"])
+
+    def forward(self, pixels: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(pixels, [self.pooling])[self.pooling]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+
 def load(spec: Mapping[str, Json], place: Path, poolings: Sequence[str]) -> ImageModule:
     """The model of a spec on the CPU, in eval mode; ``poolings`` are those that will be asked of it.
 
     Raises EncoderError when its files are not such a model, or lack weights that a pooling needs.
     """
-    precision: torch.dtype = getattr(torch, str(spec["precision"]))
+    return ImageModule(_backbone(spec, place, poolings), *_settings(spec), set(poolings)).eval()
+
+
+def load_one(spec: Mapping[str, Json], place: Path, *, weights: bool = True) -> OneVector:
+    """A model of its own with the one pooling of a spec, in train mode: what an encoder that is trained starts from.
+
+    Its layers are those of its files. Without ``weights`` it is made on the meta device, and their files are not read.
+    Raises EncoderError as ``load``.
+    """
+    pooling = str(spec.get("reduce_output", ""))
+    backbone = _backbone(spec, place, [pooling], plain=True, weights=weights)
+    module = OneVector(backbone, *_settings(spec), {pooling})
+    return (module if weights else module.to("meta")).train()
+
+
+def _settings(spec: Mapping[str, Json]) -> tuple[Mapping[str, Any], torch.dtype]:
     picture: Any = spec["picture"]
+    return picture, getattr(torch, str(spec["precision"]))
+
+
+def _backbone(
+    spec: Mapping[str, Json], place: Path, poolings: Sequence[str], *, plain: bool = False, weights: bool = True
+) -> nn.Module:
+    picture, precision = _settings(spec)
     if "architecture" in spec:
         from cachestore.encoders import torchvision_models  # torchvision, which other models do not need
 
         architecture = str(spec["architecture"])
         head = image_specs.table()[architecture]["head"]
-        backbone = torchvision_models.load(architecture, head, picture["crop"][0], place)
+        if weights:
+            backbone = torchvision_models.load(architecture, head, picture["crop"][0], place, fused=not plain)
+        else:
+            backbone = torchvision_models.empty(architecture, head, picture["crop"][0])
     else:
-        backbone = _tower(place, "pooler" in poolings)
-    backbone = backbone.to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return ImageModule(backbone, picture, precision, set(poolings)).eval()
+        backbone = _tower(place, "pooler" in poolings, weights=weights)
+    return backbone.to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _tower(directory: Path, needs_pooler: bool) -> nn.Module:
+def _tower(directory: Path, needs_pooler: bool, *, weights: bool = True) -> nn.Module:
     from cachestore.encoders import transformers_model  # slow to import, and torchvision's models do not need it
 
     with transformers_model.loading(directory):
         transformers = transformers_model.transformers
         config: Any = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         found = _class(transformers, config, directory)
+        if not weights:
+            if hasattr(config, "vision_config") and found.config_class is type(config.vision_config):
+                config = config.vision_config
+            made: nn.Module = transformers_model.empty(found, config, pooler=needs_pooler, dtype=torch.float32)
+            return made
         backbone, missing = transformers_model.load(found, directory, pooler=needs_pooler, dtype=torch.float32)
     if missing and all("pooler" in name for name in missing):
         raise EncoderError(f"{directory} holds no weights of a pooler. Set reduce_output to cls or mean.")

@@ -62,10 +62,16 @@ def behead(model: nn.Module, head: str) -> nn.Module:
     return model
 
 
-def load(architecture: str, head: str, crop: int, path: Path) -> nn.Module:
+def empty(architecture: str, head: str, crop: int) -> nn.Module:
+    """What ``load`` gives, its layers as they are in the files, on the meta device."""
+    return behead(skeleton(architecture, crop), head).to("meta")
+
+
+def load(architecture: str, head: str, crop: int, path: Path, *, fused: bool = True) -> nn.Module:
     """Features of a torchvision model with the weights in ``path``: (n, 3, crop, crop) → (n, dim), float32, eval mode.
 
-    The number of classes of the weights does not matter. Raises EncoderError when they are not of that model.
+    ``fused`` is faster, but its layers are no longer those of the files. The number of classes of the weights does not matter.
+    Raises EncoderError when they are not of that model.
     """
     weights = {name: tensor for name, tensor in _read(path).items() if not name.startswith((*_AUXILIARY, f"{head}."))}
     model = behead(skeleton(architecture, crop), head)
@@ -80,7 +86,8 @@ def load(architecture: str, head: str, crop: int, path: Path) -> nn.Module:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise EncoderError(f"{path} does not hold the weights of {architecture}: {reason}") from error
-    return _fused(model.float().eval())
+    model = model.float().eval()
+    return _fused(model) if fused else model
 
 
 def _fused(model: nn.Module) -> nn.Module:

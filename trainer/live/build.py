@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cachestore.encoders import text_model
+from cachestore.encoders.image_model import OneVector
 from cachestore.encoders.text_settings import TextSettings
 from cachestore.errors import ConfigError
-from trainer.live.encoder import LiveEncoder
+from trainer.live import pictures
+from trainer.live.encoder import LiveEncoder, TextEncoder
 from trainer.live.freezing import freeze
+from trainer.live.pictures import PictureEncoder
 from trainer.live.state import LiveState
 from trainer.schema import Config
-from trainer.schema.inputs import EncodedInput, TextInput
+from trainer.schema.inputs import EncodedInput, ImageInput, TextInput
 
 
 def live_encoder(feature: EncodedInput, state: LiveState, config: Config, *, weights: bool = True) -> LiveEncoder:
@@ -32,10 +36,14 @@ def live_encoder(feature: EncodedInput, state: LiveState, config: Config, *, wei
 
 def _made(feature: EncodedInput, state: LiveState, config: Config, *, weights: bool) -> LiveEncoder:
     where = f"input_features.{feature.name}.encoder"
-    if not isinstance(feature, TextInput):
-        raise ConfigError(f"input_features.{feature.name}: an encoder of images cannot be trained yet")
-    collate, module = text_model.load(state.spec, Path(state.place), weights=weights)
     mode = feature.tuning.mode
+    encoder = (
+        _text(feature, state, weights=weights)
+        if isinstance(feature, TextInput)
+        else _image(feature, state, weights=weights)
+    )
+    encoder.frozen = mode == "frozen"
+    module: Any = encoder.module
     if config.trainer.enable_gradient_checkpointing and mode != "frozen":
         _checkpoint(module.backbone, where)
     if feature.tuning.adapter is not None:
@@ -43,21 +51,40 @@ def _made(feature: EncodedInput, state: LiveState, config: Config, *, weights: b
 
         with contextlib.nullcontext() if weights else torch.device("meta"):
             if state.adapter is None:
-                adapters.adapt(module, feature.tuning.adapter, state.kind)
+                adapters.adapt(
+                    module,
+                    feature.tuning.adapter,
+                    feature.type,
+                    where=f"{where}.adapter",
+                    longest=state.spec.get("max_sequence_length"),  # type: ignore[arg-type]
+                    example=partial(pictures.example, module) if isinstance(module, OneVector) else None,
+                )
             else:
                 adapters.load(module, Path(state.adapter))
     if state.adapter is None:
+        if isinstance(module, OneVector) and mode != "frozen":
+            pictures.freeze_unused(module)
         freeze(module, feature.tuning, config.trainer.layers_to_freeze_regex, where)
+    return encoder
+
+
+def _text(feature: TextInput, state: LiveState, *, weights: bool) -> LiveEncoder:
+    collate, module = text_model.load(state.spec, Path(state.place), weights=weights)
     settings = feature.encoder
     tokens = settings.batch_tokens if isinstance(settings, TextSettings) else None
-    return LiveEncoder(module, collate, state.dim, frozen=mode == "frozen", batch_tokens=tokens)
+    return TextEncoder(module, collate, state.dim, batch_tokens=tokens)
+
+
+def _image(feature: ImageInput, state: LiveState, *, weights: bool) -> LiveEncoder:
+    return PictureEncoder(pictures.load(state, weights=weights), state.dim, batch_size=feature.encoder.batch_size)
 
 
 def _checkpoint(backbone: Any, where: str) -> None:
     """Compute the activations of each block again when its gradients are wanted, instead of keeping them."""
-    if not backbone.supports_gradient_checkpointing:
+    if not getattr(backbone, "supports_gradient_checkpointing", False):
+        model_type = getattr(getattr(backbone, "config", None), "model_type", type(backbone).__name__)
         raise ConfigError(
-            f"trainer.enable_gradient_checkpointing: models of type {backbone.config.model_type!r}, as of {where}, "
+            f"trainer.enable_gradient_checkpointing: models of type {model_type!r}, as of {where}, "
             "cannot compute activations again; set it to false"
         )
     backbone.activation_checkpointing_enable()

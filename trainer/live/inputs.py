@@ -16,10 +16,11 @@ from cachestore.dataset import KEPT_SKIPPED, Dataset, SkippedCell
 from cachestore.encoders import exported, template_of, text_model
 from cachestore.encoders.resolved import Resolved
 from cachestore.encoders.spec import resolve
-from cachestore.errors import ConfigError, DamageError, EncoderError
+from cachestore.errors import DamageError, EncoderError
 from cachestore.keys import fingerprint
 from cachestore.manifest import MISSING, PRESENT
 from cachestore.store import Store
+from trainer.live import pictures
 from trainer.live.cells import TextCells
 from trainer.live.columns import LiveColumn
 from trainer.live.state import LiveState
@@ -32,16 +33,17 @@ _CUT: Final = 1 << 15  # rows tokenised at once
 def read_live(
     config: Config, dataset: Dataset, store: Store, trained: Mapping[str, LiveState] | None = None
 ) -> dict[str, LiveColumn]:
-    """The cells of every live input of a dataset, texts as tokens.
+    """The cells of every live input of a dataset, texts as tokens and pictures as pixels.
 
     ``trained``: what the inputs are to the run that is put to use; otherwise they start from their encoders.
     """
     found = {}
     for feature in config.live:
         state = start(feature, store) if trained is None else trained[feature.name]
-        if not isinstance(feature, TextInput):
-            raise ConfigError(f"input_features.{feature.name}: an encoder of images cannot be trained yet")
-        found[feature.name] = _texts(feature, state, dataset)
+        if isinstance(feature, TextInput):
+            found[feature.name] = _texts(feature, state, dataset)
+        else:
+            found[feature.name] = pictures.read(feature, state, dataset, config.trainer.memory_bytes())
     return found
 
 
@@ -57,7 +59,8 @@ def of_run(feature: EncodedInput, state: LiveState, run: Path, store: Store) -> 
     Raises DamageError when the run has lost them, EncoderError when an encoder that it did not train is no longer the one it had.
     """
     if feature.tuning.mode == "full":
-        return replace(state, place=str(_there(exported.folder(run, feature.name))))
+        folder = _there(exported.folder(run, feature.name))
+        return replace(state, place=str(folder / exported.WEIGHTS if "architecture" in state.spec else folder))
     found = _resolved(feature, store, precision=str(state.spec["precision"]))
     if fingerprint(found.spec) != fingerprint(state.spec):
         names = sorted({*found.spec, *state.spec})
