@@ -80,3 +80,42 @@ def test_a_run_is_held_back_by_its_penalty_and_its_clipping() -> None:
     assert norm(penalty=Penalty(l2=0.5)) < 0.5 * free
     assert norm(penalty=Penalty(l1=0.1)) < 0.8 * free
     assert norm(clipping=Clipping(global_norm=1e-12)) < 0.9 * free  # Adam's epsilon is larger than such gradients
+
+
+def test_the_norm_is_told_as_it_was_before_it_is_clipped() -> None:
+    parameters = with_gradients()
+    expected = torch.linalg.vector_norm(torch.cat([each.flatten() for each in gradients(parameters)]))
+    found = Gradients(parameters, Penalty(), Clipping(global_norm=1e-3)).settle()
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+    assert Gradients(with_gradients(), Penalty()).settle() is None
+    measured = Gradients(with_gradients(), Penalty(), measured=True).settle()
+    assert measured is not None
+    torch.testing.assert_close(measured, expected)
+
+
+@pytest.mark.parametrize("clipping", [Clipping(global_norm=0.5), Clipping(norm=0.5)])
+def test_gradients_whose_rows_are_shared_out_are_clipped_by_the_norm_of_the_whole(clipping: Clipping) -> None:
+    whole = with_gradients()
+    expected = Gradients(whole, Penalty(), clipping, measured=True).settle()
+    assert expected is not None
+
+    def own(rank: int) -> list[nn.Parameter]:
+        """Of two processes: two rows each of the first parameter, all of the others."""
+        parameters = with_gradients()
+        part = nn.Parameter(parameters[0].detach()[2 * rank : 2 * rank + 2])
+        gradient = parameters[0].grad
+        assert gradient is not None
+        part.grad = gradient[2 * rank : 2 * rank + 2].clone()
+        return [part, *parameters[1:]]
+
+    shares = [own(0), own(1)]
+    squares = torch.stack([torch.stack([gradients(share)[0].square().sum()]) for share in shares]).sum(0)
+    for share in shares:
+        settled = Gradients(share, Penalty(), clipping, sharded=share[:1], total=lambda _: squares, measured=True)
+        found = settled.settle()
+        assert found is not None
+        torch.testing.assert_close(found, expected)
+    joined = torch.cat([gradients(share)[0] for share in shares])
+    torch.testing.assert_close(joined, gradients(whole)[0])
+    torch.testing.assert_close(gradients(shares[1])[1], gradients(whole)[1])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import pytest
@@ -14,7 +14,7 @@ from trainer.config import load_config
 from trainer.fitting import build_optimizer, fit_settings
 from trainer.layers import Dropout
 from trainer.loop import evaluate, fit
-from trainer.optim import Adam, Optimizer, Schedule, Sgd, auto_learning_rate, functional
+from trainer.optim import Adam, Groups, Optimizer, Schedule, Sgd, auto_learning_rate, functional
 from trainer.schema import Config
 from trainer.schema.optimizers import Adadelta, StepOptimizer
 from trainer.schema.training import TrainerConfig
@@ -239,3 +239,38 @@ def test_the_automatic_learning_rate_is_not_one_of_chance() -> None:
     rates = {fit_settings(load_config(given), model, kinds(40)).learning_rate for _ in range(3)}
     assert len(rates) == 1
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("make", [Adam, lambda parameters: Sgd(parameters, momentum=0.9)])
+def test_groups_step_as_optimizers_of_their_own_would_and_go_on_from_their_state(make: Any) -> None:
+    def parameters() -> list[nn.Parameter]:
+        draw = torch.Generator().manual_seed(0)
+        return [nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((3, 2), (2,), (4, 2))]
+
+    def step(optimizers: Sequence[Any], rates: Sequence[float], over: list[nn.Parameter], seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        for parameter in over:
+            parameter.grad = torch.randn(parameter.shape, generator=draw)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.step(rate)
+
+    apart, together, again = parameters(), parameters(), parameters()
+    own = [make(apart[:1]), make(apart[1:])]
+    groups = Groups([(make(together[:1]), 0.5), (make(together[1:]), 1.0)])
+    for seed in range(3):
+        step(own, (0.05, 0.1), apart, seed)
+        step([groups], (0.1,), together, seed)
+    assert groups.parameters == together
+    state = {name: tensor.clone() for name, tensor in groups.state_dict().items()}
+    # names are positions among all, so that other groups of the same parameters may go on from it
+    resumed = Groups([(make(again[:2]), 1.0), (make(again[2:]), 1.0)])
+    with torch.no_grad():
+        for mine, other in zip(again, together, strict=True):
+            mine.copy_(other)
+    resumed.load_state_dict(state)
+    for name, tensor in resumed.state_dict().items():
+        assert torch.equal(tensor, state[name])
+    step(own, (0.1, 0.1), apart, 9)
+    step([resumed], (0.1,), again, 9)
+    for mine, other in zip(again, apart, strict=True):
+        torch.testing.assert_close(mine, other)
