@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachestore.errors import UsageError
+from cachestore.errors import StoreNotFound, UsageError
 from cli import options, output
 
 if TYPE_CHECKING:
+    from cachestore import Store
     from trainer import Run
     from trainer.events import Listener
 
@@ -129,9 +131,24 @@ def _estimate(
     settings = load_config(config, overrides, dataset)
     for notice in settings.notices:
         out.say(notice)
-    with options.open_store(store, out) as opened:
+    with _to_look_at(store) as opened:
         found = estimate(settings, dataset, opened, validation=validation, test=test)
     out.result({"dry_run": True, **found.to_json()}, dry_run.text(found))
+
+
+@contextlib.contextmanager
+def _to_look_at(path: Path | None) -> Iterator[Store]:
+    """The store, opened to be read; where there is none an empty one, for the time being."""
+    from cachestore import open_store
+
+    try:
+        opened = open_store(path, mode="r")
+    except StoreNotFound:
+        with tempfile.TemporaryDirectory() as folder, open_store(folder) as empty:
+            yield empty
+        return
+    with opened:
+        yield opened
 
 
 def _resumed(path: Path, store: Path | None, tensorboard: Path | None, out: output.Output) -> Run:

@@ -44,7 +44,13 @@ def test_it_tells_rows_parameters_and_memory_by_strategy(
         assert f"\n{strategy}" in shown.out
     assert "nothing was encoded or written" in shown.out
     assert "horovod runs as ddp" in shown.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "store"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == before  # no store either
+    assert run(["build", data, "--column", "title", "--encoder", "hashing", "--store", str(tmp_path / "store")]) == 0
+    there = sorted(path for path in (tmp_path / "store").rglob("*") if path.is_file() and "lock" not in path.name)
+    assert run(["train", data, "-c", config, "--dry-run", "--store", str(tmp_path / "store")]) == 0
+    assert there == sorted(
+        path for path in (tmp_path / "store").rglob("*") if path.is_file() and "lock" not in path.name
+    )
 
 
 def test_json_has_the_same(files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
