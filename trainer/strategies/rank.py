@@ -27,7 +27,8 @@ _PATIENCE: Final = timedelta(hours=1)  # of a rank for the others; of one that d
 def main(descriptor: int, rank: int, world: int, parent: int, meeting: str) -> None:
     """Serve until the parent hangs up."""
     _end_with(parent)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as SIGINT, which lets the loop save its state
+    for number in (signal.SIGINT, signal.SIGTERM):  # which lets the loop save its state; a parent in the background ignores SIGINT
+        signal.signal(number, signal.default_int_handler)
     ours: Connection[Any, Any] = Connection(descriptor)
     try:
         ranks = _join(rank, world, meeting)
