@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachestore.errors import StoreNotFound, UsageError
+from cachestore.errors import CachestoreError, UsageError
 from cli import options, output
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def command(
         4    damage found in the store
         5    done, but some rows could not be read or encoded and were left out
     """
+    if os.environ.get("RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" in os.environ:
+        _follow(dry_run)
+        return
     out = output.Output(as_json, quiet)
     if resume is not None:
         if dry_run or any(given is not None for given in (data, config, validation, test, output_dir, overrides)):
@@ -91,6 +95,20 @@ def command(
     out.result(summary, text(summary))
     if output.skipped(run.skipped_cells, run.skipped, data if data is not None else run.path):
         raise typer.Exit(output.SKIPPED_ROWS)
+
+
+def _follow(dry_run: bool) -> None:
+    """One of the processes that torchrun started: do its part of what the first trains, which alone speaks."""
+    if dry_run:
+        return
+    from trainer.strategies import launch
+
+    try:
+        launch.follow()
+    except CachestoreError as error:
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(output.INTERRUPTED) from None
 
 
 def _trained(
@@ -187,12 +205,39 @@ def text(summary: Mapping[str, Any]) -> str:
         "",
         f"rows: {used}" + (f"; {dropped:,} could not be used" if dropped else ""),
         *_versions(summary["references"]),
-        f"{output.count(summary['encoded'], 'vector')} encoded, {output.count(summary['hits'], 'cell')} found in the store",
-        f"{output.count(summary['epochs'], 'epoch')}{best}; learning rate {summary['learning_rate']:g}",
+        *_stored(summary),
+        f"{output.count(summary['epochs'], 'epoch')}{best}; learning rate {summary['learning_rate']:g}{_rates(summary)}",
         ", ".join(f"{phase} {output.duration(spent)}" for phase, spent in summary["seconds"].items()),
         f"run: {summary['run']}",
+        *_encoders(summary),
     ]
     return "\n".join(lines)
+
+
+def _stored(summary: Mapping[str, Any]) -> list[str]:
+    """What the store had to do with it; nothing where no input goes through it."""
+    if not any(summary["manifests"].values()):
+        return []
+    encoded, hits = output.count(summary["encoded"], "vector"), output.count(summary["hits"], "cell")
+    return [f"{encoded} encoded, {hits} found in the store"]
+
+
+def _rates(summary: Mapping[str, Any]) -> str:
+    """The learning rates of encoders that were trained."""
+    rates = summary["encoder_learning_rates"]
+    return f" (encoder of {', '.join(f'{name}: {rate:g}' for name, rate in rates.items())})" if rates else ""
+
+
+def _encoders(summary: Mapping[str, Any]) -> list[str]:
+    """The encoders that a run has trained and left behind as plain models."""
+    from cachestore.encoders import exported
+
+    run = summary["run"]
+    there = [name for name in summary["encoder_learning_rates"] if exported.folder(Path(run), name).is_dir()]
+    return [
+        f"encoder of {name}: {exported.folder(Path(run), name)}; its vectors are stored by --encoder '{run}#{name}'"
+        for name in there
+    ]
 
 
 def _versions(by_split: Mapping[str, Sequence[str]]) -> list[str]:

@@ -80,6 +80,7 @@ def lead(body: Callable[[Ranks | None], _T]) -> _T:
     ranks = _join()
     value = body(ranks)
     ranks.first(("end", value))
+    _leave()
     return value
 
 
@@ -100,6 +101,7 @@ def follow() -> Any:
     if kind == "job":
         _work(ranks, None, value)
         _, value = _told(ranks)
+    _leave()
     return value
 
 
@@ -150,6 +152,12 @@ def _check_torchrun(ranks: Ranks, chosen: BackendTrainer, config: Config, clock:
         clock.say(
             f"num_workers: {chosen.num_workers} does nothing: torchrun decides, and started {ranks.world} processes."
         )
+
+
+def _leave() -> None:
+    import torch.distributed as dist  # not where one process trains
+
+    dist.destroy_process_group()
 
 
 def _join() -> Ranks:
