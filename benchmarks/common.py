@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,15 @@ def timed(action: Callable[[], object], repeats: int) -> list[float]:
 def median(values: Sequence[float]) -> float:
     """The middle value, which one slow run does not move."""
     return statistics.median(values)
+
+
+def sample(source: Path, target: Path, rows: int) -> None:
+    """Write ``rows`` rows of a CSV file, or all if it has fewer, drawn once and for all; the header stays."""
+    with source.open(encoding="utf-8", newline="") as file:
+        header, *found = csv.reader(file)
+    random.Random(0).shuffle(found)
+    with target.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows([header, *found[:rows]])
 
 
 def machine() -> dict[str, Any]:

@@ -16,8 +16,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "bench_headline": {"rows": 40, "test_rows": 10, "epochs": 1, "slice_rows": 20, "turns": 1},
     "bench_images": {"rows": 8, "turns": 1},
     "bench_known_rows": {"rows": 500, "turns": 1},
+    "bench_modes": {
+        "rows": 40,
+        "test_rows": 10,
+        "epochs": {"frozen": 2, "lora": 1, "full": 1},
+        "batch_size": 16,
+        "precision": "float32",
+    },
     "bench_step": {"rows": 256, "epochs": 1, "turns": 1},
     "bench_sweep": {"rows": 256, "epochs": 1, "turns": 1, "trials": 4},
+    "bench_trainer": {"rows": 24, "batch_size": 8, "turns": 1, "modes": ("lora",)},
     "bench_verify": {"shards": 2, "rows": 200, "turns": 1},
     "bench_warm_train": {"rows": 200, "epochs": 1, "turns": 1},
 }

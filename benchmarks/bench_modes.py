@@ -1,0 +1,114 @@
+"""What a frozen encoder, LoRA and full fine-tuning reach, and what they take: test accuracy, seconds, memory, optimizer state.
+
+all-MiniLM-L6-v2 and a linear head on a subset of a table, every mode with the same command and config but for two words; each in
+a process of its own. The best epoch is chosen by the rows of the test table, for all modes alike, and the curves are written down.
+Without ``--data`` (a folder with train.csv and test.csv of ``text`` and ``category``) the texts are made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from benchmarks.bench_headline import timed
+from benchmarks.bench_trainer import table
+
+EPOCHS = {"frozen": 100, "lora": 20, "full": 20}
+TRAINER: dict[str, dict[str, Any]] = {
+    "frozen": {"learning_rate": "auto"},
+    "lora": {"learning_rate": "auto", "learning_rate_scheduler": {"warmup_fraction": 0.1, "decay": "linear"}},
+    "full": {"learning_rate": "auto", "learning_rate_scheduler": {"warmup_fraction": 0.1, "decay": "linear"}},
+}
+SMALL_STATE = 0.05
+
+
+def measured(
+    place: Path, mode: str, precision: str, epochs: int, batch_size: int, trainer: dict[str, Any]
+) -> dict[str, Any]:
+    """What a process of ``benchmarks.end_to_end`` measured."""
+    command = [sys.executable, "-m", "benchmarks.end_to_end", "cachestore", "train.csv", "test.csv"]
+    command += ["--measure", "accuracy", "--mode", mode, "--precision", precision, "--epochs", str(epochs)]
+    _, out = timed([*command, "--batch-size", str(batch_size), "--trainer", json.dumps(trainer)], place)
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def main(
+    data: Path | None = None,
+    rows: int = 2000,
+    test_rows: int = 3080,
+    epochs: dict[str, int] | None = None,
+    batch_size: int = 32,
+    precision: str = "bfloat16",
+    results: Path = common.RESULTS,
+) -> Path:
+    """Measure, write the results, return their path."""
+    epochs = epochs or EPOCHS
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        name = table(data, rows, place / "train.csv")
+        if data is None:
+            table(None, test_rows, place / "test.csv")
+        else:
+            common.sample(data / "test.csv", place / "test.csv", test_rows)
+        found = {
+            mode: measured(place, mode, precision, epochs[mode], batch_size, trainer)
+            for mode, trainer in TRAINER.items()
+        }
+    share = found["lora"]["state"] / found["full"]["state"]
+    best = {mode: max(one["curve"]) for mode, one in found.items()}
+    report = {
+        "config": {
+            "rows": rows,
+            "test_rows": test_rows,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "precision": precision,
+            "trainer": TRAINER,
+            "data": name,
+        },
+        "modes": found,
+        "state_of_lora_to_full": (share, SMALL_STATE),
+        "gain": {mode: best[mode] - best["frozen"] for mode in ("lora", "full")},
+        "machine": common.machine(),
+        "versions": common.versions("torch", "transformers", "peft"),
+    }
+    lines = [
+        f"{name}: {rows:,} training and {test_rows:,} test texts, all-MiniLM-L6-v2 and a linear head, batches of {batch_size} where "
+        f"the encoder is in the loop, which then computes in {precision}.",
+        "",
+        "| | epochs | learning rate | test accuracy | seconds | of these, epochs | most memory | optimizer state |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        *(
+            f"| {mode} | {epochs[mode]} | {one['learning_rate']:g} | {one['accuracy']:.4f} | {one['seconds']:.1f} | "
+            f"{one['phases']['epochs']:.1f} | {one['peak'] / 2**20:,.0f} MiB | {one['state'] / 2**20:,.2f} MiB |"
+            for mode, one in found.items()
+        ),
+        "",
+        f"LoRA's optimizer state is {share:.1%} of that of full fine-tuning (wanted: at most {SMALL_STATE:.0%}).",
+        "",
+        "Test accuracy after some epochs:",
+        "",
+        *(f"- {mode}: {_curve(one['curve'])}" for mode, one in found.items()),
+    ]
+    return common.write("modes", "Frozen, LoRA and full fine-tuning", report, lines, results)
+
+
+def _curve(values: list[float]) -> str:
+    """About ten of the values, each with its epoch."""
+    every = max(1, len(values) // 10)
+    shown = sorted({0, *range(every - 1, len(values), every), len(values) - 1})
+    return ", ".join(f"{at + 1}: {values[at]:.3f}" for at in shown)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
+    print(main(**vars(parser.parse_args())).with_suffix(".md").read_text(encoding="utf-8"))

@@ -1,0 +1,199 @@
+"""Training by the workers of a Ray cluster: the losses of one process, restarts, and errors that reach the user."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cachestore.errors import EncoderError, ProcessLost
+from tests.training import live
+from trainer import Run, resume_run, train
+from trainer.events import Event, StepDone
+
+pytest.importorskip("ray", reason="the extra ray")
+ROWS = live.columns(live.texts(24))
+RAY: dict[str, Any] = {"type": "ray", "trainer": {"strategy": "fsdp", "num_workers": 2}}
+# said by Ray's own modules when they are imported
+pytestmark = [pytest.mark.filterwarnings("ignore:.use_.* is deprecated:DeprecationWarning"), pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Any:
+    yield
+    left = [each.name() for each in psutil.Process().children(recursive=True) if "ray" in each.name()]
+    assert not left
+
+
+def norms(run: Run) -> list[float]:
+    lines = (run.path / "steps.jsonl").read_text().splitlines()
+    return [json.loads(line)["gradient_norm"] for line in lines]
+
+
+def assert_same(one: Run, other: Run) -> None:
+    live.assert_same_losses(one, other)
+    assert norms(one) == pytest.approx(norms(other), rel=1e-3)
+
+
+def test_shards_in_ray_give_the_losses_of_one_process(models: Path, tmp_path: Path) -> None:
+    config = live.config(live.text_input(live.saved(models), trainable=True), trainer={"epochs": 1})
+    one = train(config, ROWS, tmp_path / "store", output=tmp_path / "one")
+    heard: list[Event] = []
+    two = train({**config, "backend": RAY}, ROWS, tmp_path / "store", output=tmp_path / "two", progress=heard.append)
+    assert_same(one, two)
+    assert [event.step for event in heard if isinstance(event, StepDone)] == [1, 2]
+    assert {path.name for path in two.path.iterdir()} == {path.name for path in one.path.iterdir()}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("kind", "tuning"), [("bert", "full"), ("bert", "lora"), ("llama", "lora")])
+def test_every_cell_gives_the_losses_of_one_process(
+    models: Path, tmp_path: Path, strategy: str, kind: str, tuning: str
+) -> None:
+    settings: dict[str, Any] = (
+        {"trainable": True} if tuning == "full" else {"adapter": {"type": "lora", "r": 4, "dropout": 0.0}}
+    )
+    config = live.config(
+        live.text_input(live.saved(models, kind), **settings),
+        trainer={"epochs": 2, "gradient_accumulation_steps": 2, "batch_size": 4},
+    )
+    backend = {"type": "ray", "trainer": {"strategy": strategy, "num_workers": 2}}
+    one = train(config, ROWS, tmp_path / "store", output=tmp_path / "one")
+    two = train({**config, "backend": backend}, ROWS, tmp_path / "store", output=tmp_path / "two")
+    assert_same(one, two)
+
+
+def at_step(step: int, act: Callable[[], object]) -> Callable[[Event], None]:
+    """A listener that acts once, when a step is over."""
+    acted: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step >= step and not acted:
+            acted.append(event.step)
+            act()
+
+    return listen
+
+
+def kill_a_worker() -> None:
+    workers = [
+        each for each in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(each.cmdline())
+    ]
+    workers[-1].kill()
+
+
+def slow(models: Path) -> dict[str, Any]:
+    """A config whose state is saved several times while it trains."""
+    trainer = {"epochs": 120, "batch_size": 8, "early_stop": -1, "learning_rate": 1e-4}
+    return live.config(live.text_input(live.saved(models), trainable=True), trainer=trainer)
+
+
+@pytest.mark.long
+def test_a_worker_that_is_killed_is_restarted_with_the_state_that_was_saved(models: Path, tmp_path: Path) -> None:
+    config = slow(models)
+    one = train(config, ROWS, tmp_path / "store", output=tmp_path / "one")
+    heard: list[Event] = []
+    kill = at_step(200, kill_a_worker)
+
+    def listen(event: Event) -> None:
+        heard.append(event)
+        kill(event)
+
+    two = train({**config, "backend": RAY}, ROWS, tmp_path / "store", output=tmp_path / "two", progress=listen)
+    assert_same(one, two)
+    steps = [event.step for event in heard if isinstance(event, StepDone)]
+    again = [step for before, step in itertools.pairwise(steps) if step <= before]
+    assert len(again) == 1
+    assert again[0] > 1
+
+
+@pytest.mark.long
+def test_a_run_whose_workers_die_too_often_says_so_and_goes_on(models: Path, tmp_path: Path) -> None:
+    config = slow(models)
+    backend = {**RAY, "max_failures": 0, "storage_path": str(tmp_path / "kept")}
+    with pytest.raises(ProcessLost, match=r"Worker \d of 2 died.*--resume"):
+        train(
+            {**config, "backend": backend}, ROWS, tmp_path / "store", output=tmp_path / "two",
+            progress=at_step(200, kill_a_worker),
+        )  # fmt: skip
+    heard: list[Event] = []
+    run = resume_run(tmp_path / "two", data=ROWS, progress=heard.append)
+    assert next(event.step for event in heard if isinstance(event, StepDone)) > 1
+    assert_same(train(config, ROWS, tmp_path / "store", output=tmp_path / "one"), run)
+    assert not list((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.long
+def test_what_the_work_raises_ends_the_run_at_once(models: Path, tmp_path: Path) -> None:
+    model = tiny_copy(models, tmp_path)
+    config = live.config(live.text_input(model, trainable=True), backend=RAY)
+
+    def break_it(event: Event) -> None:
+        if getattr(event, "phase", "") == "epochs":
+            (model / "model.safetensors").write_bytes(b"no weights")
+
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        train(config, ROWS, tmp_path / "store", output=tmp_path / "run", progress=break_it)
+
+
+def tiny_copy(models: Path, place: Path) -> Path:
+    return Path(shutil.copytree(live.saved(models), place / "model"))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.training import live, test_ray
+from trainer import train
+from trainer.events import StepDone
+
+def tell(event):
+    if isinstance(event, StepDone):
+        print(event.step, flush=True)
+
+place = Path(sys.argv[2])
+config = {**test_ray.slow(Path(sys.argv[1])), "backend": test_ray.RAY}
+train(config, sys.argv[3], place / "store", output=place / "run", progress=tell)
+"""
+
+
+@pytest.mark.long
+def test_an_interrupt_saves_the_state_and_leaves_no_process(models: Path, tmp_path: Path) -> None:
+    live.saved(models)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in live.texts(24)))
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(models), str(tmp_path), str(data)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 5:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait(120) != 0
+    _, alive = psutil.wait_procs(children, 60)
+    assert not alive
+    heard: list[Event] = []
+    run = resume_run(tmp_path / "run", progress=heard.append)
+    assert next(event.step for event in heard if isinstance(event, StepDone)) > 5
+    assert_same(train(slow(models), data, tmp_path / "store", output=tmp_path / "one"), run)
