@@ -184,6 +184,7 @@ def _train(
             skipped_cells=prepared.skipped_cells,
             references=versions,
             store=str(store.root),
+            encoder_learning_rates=dict(settings.encoder_rates),
         )
         checkpoint.write_summary(place.folder, run.to_json())
         resume.finished(place.folder)

@@ -29,6 +29,7 @@ class Run:
     ``rows``: rows used, by split. ``dropped``: rows not used, by reason. ``skipped``: cells that are there and could not be
     read or encoded, of all files. ``encoded``, ``hits``: cells of text columns that were computed, and found in the store.
     ``manifests`` and ``references``: by split, what its data is in the store, by id and by name, as in ``reviews@3``.
+    ``encoder_learning_rates``: of the inputs whose encoder was trained; ``learning_rate`` is that of the rest of the model.
     ``seconds``: by phase. ``store``: where the store is; None in runs of versions that did not write it down.
 
     Its directory stands for it: a Run is a path too.
@@ -53,6 +54,7 @@ class Run:
     skipped_cells: tuple[SkippedCell, ...] = ()
     references: Mapping[str, list[str]] = field(default_factory=dict)
     store: str | None = None
+    encoder_learning_rates: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Run:
