@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cachestore.errors import CachestoreError, UsageError
+from cachestore.errors import CachestoreError, StoreNotFound, UsageError
 from cli import options, output
 
 if TYPE_CHECKING:
