@@ -29,6 +29,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from cachestore.dataset import open_dataset
+from cachestore.encoders import exported
 from cachestore.errors import DataError
 from cachestore.tables import is_frame
 from trainer import apply, checkpoint, pins
@@ -40,7 +41,6 @@ from trainer.runs import StoreLike, opened
 
 _TEXT: Final = "text"
 _TARGET: Final = "target"
-_KEPT: Final = (checkpoint.WEIGHTS, checkpoint.MODEL)
 
 
 class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -126,7 +126,7 @@ class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
             del mark["id"]  # a run without one is pinned nowhere
             self.model_ = {
                 checkpoint.MARK: json.dumps(mark).encode(),
-                **{name: (run.path / name).read_bytes() for name in _KEPT},
+                **{path.relative_to(run.path).as_posix(): path.read_bytes() for path in _kept(run.path)},
             }
         self.target_, self.columns_ = target, tuple(columns)
         self.metrics_, self.n_iter_ = run.metrics, run.epochs
@@ -163,12 +163,22 @@ class _CachedEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has
         with opened(self.store) as store, tempfile.TemporaryDirectory(prefix="cachestore-") as folder:
             run = Path(folder)
             for name, data in self.model_.items():
+                (run / name).parent.mkdir(parents=True, exist_ok=True)
                 (run / name).write_bytes(data)
             found = apply.predict(run, dict(columns), store)
         if not found.predicted.all():
             unused = int((~found.predicted).sum())
             raise DataError(f"{unused} rows of X cannot be predicted: {reasons(found.dropped)}.")
         return found
+
+
+def _kept(run: Path) -> list[Path]:
+    """The files of a run that its predictions need: of an encoder that has an adapter, that alone."""
+    adapters = run / exported.ADAPTERS
+    adapted = {folder.name for folder in adapters.glob("*")}
+    encoders = [folder for folder in (run / exported.FOLDER).glob("*") if folder.name not in adapted]
+    trained = [path for folder in (adapters, *encoders) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [run / checkpoint.WEIGHTS, run / checkpoint.MODEL, *trained]
 
 
 def _kind(column: Column) -> str | None:

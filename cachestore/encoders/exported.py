@@ -17,7 +17,7 @@ from cachestore.errors import ConfigError, nearest
 FOLDER: Final = "encoders"
 SETTINGS: Final = "encoder.json"
 WEIGHTS: Final = "model.safetensors"
-_ADAPTERS: Final = "adapters"
+ADAPTERS: Final = "adapters"
 _PLACES: Final = ("pretrained_model_name_or_path", "weights_path")
 
 
@@ -26,9 +26,15 @@ def folder(run: Path, feature: str) -> Path:
     return run / FOLDER / _quoted(feature)
 
 
+def folders(run: Path) -> dict[str, Path]:
+    """Where the encoders of a run lie, by feature; an encoder that could not be written as a plain model is not among them."""
+    found = sorted(path.parent for path in run.glob(f"{FOLDER}/*/{SETTINGS}"))
+    return {unquote(path.name): path for path in found}
+
+
 def adapter_folder(run: Path, feature: str) -> Path:
     """Where the adapter of a feature's encoder lies in a run's directory."""
-    return run / _ADAPTERS / _quoted(feature)
+    return run / ADAPTERS / _quoted(feature)
 
 
 def place(settings: Mapping[str, Any], directory: Path) -> dict[str, Any]:
@@ -90,7 +96,7 @@ def _why_not(run: Path, feature: str) -> str:
             f"the adapter of {feature!r} cannot be merged into its encoder, so the run serves predict alone; train it with "
             "one that can be, such as lora"
         )
-    there = sorted(unquote(path.parent.name) for path in run.glob(f"{FOLDER}/*/{SETTINGS}"))
+    there = folders(run)
     if not there:
         return f"{run} is not a finished run that trained an encoder"
     return f"the run trained no encoder of {feature!r}{nearest(feature, there) or '; it trained ' + ', '.join(there)}"

@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from cachestore.errors import ConfigError, DataError
 from cachestore.store import open_store
+from tests.training import live
 from trainer import CachedClassifier, CachedRegressor
 
 WORDS = ("invoice charged twice", "password does not work", "parcel never arrived")
@@ -212,3 +213,16 @@ def test_few_sentences_in_a_frame_are_texts_and_not_labels(place: Path) -> None:
     new = pd.DataFrame({"t": ["soft and warm, a good one", "the zip tore at once"]})
     first, second = head.predict_proba(new)
     assert not np.allclose(first, second)
+
+
+@pytest.mark.parametrize("tuning", [{"trainable": True}, {"adapter": "lora"}], ids=["full", "lora"])
+def test_an_estimator_whose_encoder_is_trained_holds_what_was_learnt_of_it(
+    tmp_path: Path, place: Path, tuning: dict[str, Any]
+) -> None:
+    X, y = texts(30)
+    encoder = {**live.encoder(live.saved(tmp_path)), **tuning}
+    model = CachedClassifier(encoder, store=place, epochs=2, learning_rate=0.01, batch_size=8).fit(X, y)
+    kept = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(kept.predict_proba(X), model.predict_proba(X))
+    folders = {name.split("/")[0] for name in model.model_ if "/" in name}
+    assert folders == {"encoders" if "trainable" in tuning else "adapters"}
