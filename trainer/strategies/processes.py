@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -181,12 +182,12 @@ class _Rank:
 
     def send(self, message: object) -> None:
         with contextlib.suppress(OSError):  # it has ended, as the next ``receive`` tells
-            self.connection.send(message)
+            self.connection.send_bytes(pickle.dumps(message))
 
     def receive(self) -> tuple[str, Any]:
         """The next message; ("lost", exit status) when there is none and never will be."""
         try:
-            kind, value = self.connection.recv()
+            kind, value = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             return "lost", self._process.wait()
         return kind, value

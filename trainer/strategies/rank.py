@@ -27,15 +27,18 @@ _PATIENCE: Final = timedelta(hours=1)  # of a rank for the others; of one that d
 def main(descriptor: int, rank: int, world: int, parent: int, meeting: str) -> None:
     """Serve until the parent hangs up."""
     _end_with(parent)
-    for number in (signal.SIGINT, signal.SIGTERM):  # which lets the loop save its state; a parent in the background ignores SIGINT
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # which lets the loop save its state; a parent in the background ignores SIGINT
         signal.signal(number, signal.default_int_handler)
     ours: Connection[Any, Any] = Connection(descriptor)
     try:
         ranks = _join(rank, world, meeting)
-        ours.send(("ready", None))
+        _send(ours, "ready", None)
         while True:
             try:
-                path, function = ours.recv()
+                path, function = pickle.loads(ours.recv_bytes())
             except EOFError:
                 break
             _do(ours, ranks, Path(path), function)
@@ -57,13 +60,19 @@ def _do(ours: Connection[Any, Any], ranks: Any, path: Path, function: Callable[.
     from trainer.strategies import handover
 
     arguments = handover.read(path)
-    ours.send(("read", None))
+    _send(ours, "read", None)
 
     def tell(event: object) -> None:
-        ours.send(("event", event))
+        _send(ours, "event", event)
 
     value = function(ranks, tell, *arguments)
-    ours.send(("done", value if ranks.rank == 0 else None))
+    _send(ours, "done", value if ranks.rank == 0 else None)
+
+
+def _send(ours: Connection[Any, Any], kind: str, value: object) -> None:
+    ours.send_bytes(
+        pickle.dumps((kind, value))
+    )  # ``send`` would leave tensors in shared memory, for children of multiprocessing
 
 
 def _tell(ours: Connection[Any, Any], error: BaseException) -> None:
@@ -75,7 +84,7 @@ def _tell(ours: Connection[Any, Any], error: BaseException) -> None:
     except Exception:  # whatever a class makes of being pickled
         sent = None
     try:
-        ours.send(("failed", (sent, told)))
+        _send(ours, "failed", (sent, told))
     except OSError:  # the parent is gone
         os._exit(1)
 

@@ -1,0 +1,152 @@
+"""Ranks are processes: what becomes of them, and of their parent, when one of them fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cachestore.errors import ConfigError, DataError, ProcessLost
+from trainer.events import Notice
+from trainer.strategies import handover
+from trainer.strategies.processes import Processes
+from trainer.strategies.ranks import ALONE, Ranks
+
+Tell = Callable[[Any], None]
+
+
+def test_a_killed_rank_is_named_with_its_signal_and_the_others_end() -> None:
+    with pytest.raises(ProcessLost) as failure, Processes(2) as processes:
+        processes.run(_one_is_killed, remedy="Go on with this.")
+    assert str(failure.value) == (
+        "Process 1 of the 2 that train was killed by SIGKILL, as the system does when memory runs out. Go on with this."
+    )
+    assert all(rank._process.returncode is not None for rank in processes._ranks)
+
+
+def _one_is_killed(ranks: Ranks, _: Tell) -> None:
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ranks.barrier()
+
+
+def test_what_a_rank_raises_reaches_the_parent_as_it_is_and_a_bug_with_its_traceback() -> None:
+    with Processes(1) as processes, pytest.raises(DataError, match=r"^row 3 is bad$"):
+        processes.run(_raise, DataError("row 3 is bad"))
+    with Processes(1) as processes, pytest.raises(ZeroDivisionError) as failure:
+        processes.run(_raise, ZeroDivisionError("1/0"))
+    (note,) = failure.value.__notes__
+    assert note.startswith("In rank 0 of 1:")
+    assert "in _raise" in note
+
+
+def _raise(ranks: Ranks, tell: Tell, error: Exception) -> None:
+    raise error
+
+
+def test_an_error_on_one_rank_ends_those_that_wait_for_it() -> None:
+    with Processes(2) as processes, pytest.raises(ConfigError, match="only here"):
+        processes.run(_raise_on_one)
+
+
+def _raise_on_one(ranks: Ranks, _: Tell) -> None:
+    if ranks.rank == 1:
+        raise ConfigError("only here")
+    ranks.barrier()
+
+
+def test_an_interrupt_is_passed_on_and_waits_until_ranks_have_saved(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    with pytest.raises(KeyboardInterrupt), Processes(1) as processes:
+        processes.run(_save_when_interrupted, saved, tell=_interrupt_soon)
+    assert saved.exists()
+
+
+def _interrupt_soon(_: Any) -> None:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+
+def _save_when_interrupted(ranks: Ranks, tell: Tell, saved: Path) -> None:
+    tell("begun")
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(1)
+        saved.touch()
+        raise
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_ranks_end_with_a_parent_that_is_killed() -> None:
+    program = textwrap.dedent("""
+        import time
+        from trainer.strategies.processes import Processes
+        processes = Processes(1)
+        print(processes._ranks[0]._process.pid, flush=True)
+        time.sleep(60)
+    """)
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        rank = int(parent.stdout.readline())
+        assert _runs(rank)
+        parent.kill()
+    end = time.monotonic() + 10
+    while _runs(rank) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _runs(rank)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_arrays_and_tensors_are_handed_over_as_they_are_and_shared(tmp_path: Path) -> None:
+    numbers = np.arange(12, dtype=np.int32).reshape(3, 4)
+    given = {
+        "numbers": numbers,
+        "half": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T,
+        "none": torch.zeros(0, 3),
+        "one": torch.tensor(True),
+        "notice": Notice("as it was"),
+    }
+    handover.write(given, tmp_path / "file")
+    found = handover.read(tmp_path / "file")
+    assert found["notice"] == given["notice"]
+    np.testing.assert_array_equal(found["numbers"], numbers)
+    for name in ("half", "none", "one"):
+        torch.testing.assert_close(found[name], given[name], rtol=0, atol=0)
+    found["numbers"][0] = -1  # a page of its own
+    np.testing.assert_array_equal(handover.read(tmp_path / "file")["numbers"], numbers)
+
+
+def test_rows_are_gathered_in_their_order_and_their_gradients_come_back(pair: Processes) -> None:
+    for rows in (1, 2, 5):
+        vectors, gradient = pair.run(_gather, rows)
+        torch.testing.assert_close(vectors, torch.arange(rows * 3.0).reshape(rows, 3))
+        torch.testing.assert_close(gradient, 2 * vectors[ALONE.share(rows)][::2])
+
+
+def _gather(ranks: Ranks, _: Tell, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    whole = torch.arange(rows * 3.0).reshape(rows, 3)
+    local = whole[ranks.share(rows)].clone().requires_grad_()
+    vectors = ranks.gather(local, rows)
+    (vectors * whole).sum().backward()  # type: ignore[no-untyped-call]
+    assert local.grad is not None
+    assert ranks.most(ranks.rank) == 1
+    assert ranks.first(ranks.rank) == 0
+    assert ranks.sum(torch.ones(2)).tolist() == [2.0, 2.0]
+    return vectors.detach(), local.grad
