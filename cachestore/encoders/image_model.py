@@ -126,7 +126,10 @@ def _backbone(
             backbone = torchvision_models.empty(architecture, head, picture["crop"][0])
     else:
         backbone = _tower(place, "pooler" in poolings, weights=weights)
-    return backbone.to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    backbone = backbone.to(precision)
+    if plain:  # FSDP shards no weight that lies otherwise
+        return backbone
+    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _tower(directory: Path, needs_pooler: bool, *, weights: bool = True) -> nn.Module:
