@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cachestore.dataset import SkippedCell
+from cachestore.encoders import exported
 from cachestore.errors import DamageError
 from cachestore.store import Store, open_store
 from trainer import apply, checkpoint
@@ -69,6 +70,11 @@ class Run:
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)
+
+    @property
+    def encoders(self) -> Mapping[str, Path]:
+        """The encoders that the run trained, as directories of plain models, by input feature; ``RUN#FEATURE`` names one."""
+        return exported.folders(self.path)
 
     def predict(self, data: Any, store: StoreLike = None, *, progress: Listener | None = None) -> Predictions:
         """What the run predicts of data, which needs only its input columns: a path, a frame, a table, a mapping of lists.

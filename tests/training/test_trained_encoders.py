@@ -38,6 +38,7 @@ def test_a_run_holds_its_encoder_as_a_plain_model_and_the_rest_beside_it(bert: P
     run = trained(bert, tmp_path, trainable=True)
     assert (run.path / "encoders" / "text" / "model.safetensors").is_file()
     assert not (run.path / "adapters").exists()
+    assert run.encoders == {"text": run.path / "encoders" / "text"}
     assert names(run)
     assert not any(name.startswith("encoders.feature:text") for name in names(run))
 
