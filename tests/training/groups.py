@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from cachestore.store import open_store
 from trainer import loop
 from trainer.assemble import build_model
 from trainer.config import load_config
 from trainer.events import Clock
+from trainer.model import Model
 from trainer.optim import Adam
 from trainer.prepare import prepare
 from trainer.run import with_models_placed
@@ -52,13 +54,38 @@ def strategy_of(name: str, ranks: Ranks) -> Strategy:
     return Fsdp(ranks)
 
 
+def model_of(job: Job, strategy: Strategy) -> Model:
+    """The model with its first weights, not wrapped yet."""
+    with loop.seeded(1):
+        return build_model(job.config, job.states, weights=strategy.loads)
+
+
+def footprint(ranks: Ranks, _: Callable[[Any], None], job: Job) -> tuple[int, dict[str, torch.Tensor]]:
+    """The bytes of parameters that a rank keeps, at most; and the whole state of the model after an evaluation."""
+    strategy = strategy_of("fsdp", ranks)
+    model = model_of(job, strategy)
+    assert all(each.is_meta == (ranks.rank > 0) for each in model.encoder("text").parameters())
+    strategy.wrap(model)
+    kept = sum(
+        each.to_local().nbytes if isinstance(each, DTensor) else each.nbytes  # type: ignore[attr-defined]
+        for each in model.parameters()
+    )
+    loop.evaluate(model, job.batches["train"])
+    return ranks.most(kept), strategy.whole(model)
+
+
 def curve(
-    ranks: Ranks, _: Callable[[Any], None] | None, name: str, job: Job, steps: int = 8, every: int = 1
+    ranks: Ranks,
+    _: Callable[[Any], None] | None,
+    name: str,
+    job: Job,
+    steps: int = 8,
+    every: int = 1,
+    size: int = BATCH,
 ) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step of AdamW, whose gradients are those of ``every`` batches."""
     strategy = strategy_of(name, ranks)
-    with loop.seeded(1):
-        model = build_model(job.config, job.states, weights=strategy.loads)
+    model = model_of(job, strategy)
     strategy.wrap(model)
     trained = strategy.trained(model)
     optimizer = Adam([each.parameter for each in trained], decoupled=True)
@@ -68,7 +95,7 @@ def curve(
     model.train()
     step = 0
     while len(found) < steps:
-        for batch in job.batches["train"].shuffled(BATCH, generator):
+        for batch in job.batches["train"].shuffled(size, generator):
             step += 1
             last = step % every == 0
             strategy.sync(last)

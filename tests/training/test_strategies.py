@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
 from tests.training import groups, live
+from trainer import train
+from trainer.events import Notice
 from trainer.strategies.processes import Processes
+from trainer.strategies.ranks import ALONE
 
 
 @pytest.fixture(scope="session")
@@ -16,22 +19,68 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
+LORA = {"type": "lora", "dropout": 0.0}
 CELLS = {
-    "bert": {"trainable": True},
-    "llama": {"adapter": {"type": "lora", "dropout": 0.0}},
+    "bert, two batches a step": ("bert", {"trainable": True}, 2),
+    "bert with lora": ("bert", {"adapter": LORA}, 1),
+    "llama with lora, two batches a step": ("llama", {"adapter": LORA}, 2),
 }
 
 
-@pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("kind", "settings"), CELLS.items(), ids=CELLS)
+@pytest.mark.parametrize("cell", CELLS)
 def test_losses_and_gradient_norms_are_those_of_one_process(
-    pair: Processes, tmp_path: Path, models: Path, kind: str, settings: dict[str, Any], strategy: str, every: int
+    pair: Processes, tmp_path: Path, models: Path, cell: str
 ) -> None:
+    kind, settings, every = CELLS[cell]
     feature = live.text_input(live.saved(models, kind), **settings)
     job = groups.job(live.config(feature), live.columns(live.texts(49)), tmp_path)
     expected = groups.alone(job, every=every)
-    found = pair.run(groups.curve, strategy, job, 8, every)
-    for (loss, norm), (also, norm_also) in zip(found, expected, strict=True):
-        assert loss == pytest.approx(also, abs=1e-4)
-        assert norm == pytest.approx(norm_also, rel=1e-3)
+    for strategy in ("ddp", "fsdp"):
+        found = pair.run(groups.curve, strategy, job, 8, every)
+        for (loss, norm), (also, norm_also) in zip(found, expected, strict=True):
+            assert loss == pytest.approx(also, abs=1e-4), strategy
+            assert norm == pytest.approx(norm_also, rel=1e-3), strategy
+
+
+def test_fsdp_shards_what_rank_0_alone_has_loaded(pair: Processes, tmp_path: Path, models: Path) -> None:
+    feature = live.text_input(live.saved(models, "gptj"), trainable=True)
+    job = groups.job(live.config(feature), live.columns(live.texts(49)), tmp_path)
+    kept, state = pair.run(groups.footprint, job)
+    model = groups.model_of(job, groups.strategy_of("single", ALONE))
+    whole = model.state_dict()
+    assert kept <= 0.6 * sum(tensor.nbytes for tensor in model.parameters())
+    assert list(state) == list(whole)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=0)
+
+
+def test_a_batch_without_a_cell_and_one_of_a_single_row_are_steps_too(
+    pair: Processes, tmp_path: Path, models: Path
+) -> None:
+    feature = live.text_input(live.saved(models, "bert"), trainable=True)
+    rows = live.texts(40)
+    for row in rows[5:]:
+        row["text"] = None
+    job = groups.job(live.config(feature), live.columns(rows), tmp_path)
+    expected = groups.alone(job, size=2)
+    for strategy in ("ddp", "fsdp"):
+        assert pair.run(groups.curve, strategy, job, 8, 1, 2) == [
+            pytest.approx(step, abs=1e-4, rel=1e-3) for step in expected
+        ]
+
+
+def test_frozen_encoders_train_in_one_process_whatever_the_strategy(tmp_path: Path) -> None:
+    notices: list[str] = []
+    config = {
+        "input_features": [{"name": "wait", "type": "number"}],
+        "output_features": [{"name": "topic", "type": "category"}],
+        "trainer": {"epochs": 1, "strategy": "fsdp", "num_workers": 2},
+    }
+    train(
+        config,
+        live.columns(live.texts(40)),
+        tmp_path / "store",
+        output=tmp_path / "run",
+        progress=lambda event: notices.append(event.text) if isinstance(event, Notice) else None,
+    )
+    assert "strategy: fsdp does nothing: no encoder runs in the loop. One process trains." in notices
