@@ -38,7 +38,11 @@ from trainer.streaming import streams
 
 
 def evaluate(run: str | os.PathLike[str], data: Any, store: Store, *, progress: Listener | None = None) -> Evaluation:
-    """Metrics of a run on data that has its output columns. Texts the store lacks are encoded and kept."""
+    """Metrics of a run on data that has its output columns. Texts the store lacks are encoded and kept.
+
+    Nothing is kept of inputs whose encoder runs in the loop. Raises EncoderError where a frozen one, or the one under an adapter, is
+    no longer the one of the run.
+    """
     use = _use(run, data, store, targets=True, progress=progress)
     if use.batches.rows == 0:
         raise DataError(f"{use.label} has no row to evaluate: {rows.reasons(use.columns.dropped())}.")
@@ -50,7 +54,7 @@ def evaluate(run: str | os.PathLike[str], data: Any, store: Store, *, progress: 
 
 
 def predict(run: str | os.PathLike[str], data: Any, store: Store, *, progress: Listener | None = None) -> Predictions:
-    """What a run predicts of data, which needs only its input columns. Texts the store lacks are encoded and kept."""
+    """What a run predicts of data, which needs only its input columns; otherwise as ``evaluate``."""
     use = _use(run, data, store, targets=False, progress=progress)
     predicted = use.columns.drop == ""
     columns: dict[str, NDArray[Any]] = {}

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from tests.store import tiny_models
 from trainer.runs import Run
 
@@ -31,6 +34,26 @@ def saved(models: Path, kind: str = "bert") -> Path:
     """The directory of a tiny model without dropout, saved once."""
     place = models / kind
     return place if place.exists() else tiny_models.save(place, kind, **NO_DROPOUT[kind])
+
+
+def with_layers_after_pooling(directory: Path) -> Path:
+    """A saved model as one of sentence-transformers, with a Dense, a LayerNorm and the norm to length one."""
+    tiny_models.make_sentence_model(directory, {"pooling_mode": "mean"}, normalize=False)
+    dense = {"in_features": 16, "out_features": 8, "activation_function": "torch.nn.modules.activation.Tanh"}
+    parts: list[tuple[str, dict[str, Any], dict[str, torch.Tensor]]] = [
+        ("2_Dense", dense, {"linear.weight": torch.randn(8, 16), "linear.bias": torch.randn(8)}),
+        ("3_LayerNorm", {"dimension": 8}, {"norm.weight": torch.ones(8), "norm.bias": torch.zeros(8)}),
+        ("4_Normalize", {}, {}),
+    ]
+    modules = json.loads((directory / "modules.json").read_text())
+    for path, config_json, weights in parts:
+        modules.append({"path": path, "type": f"sentence_transformers.models.{path[2:]}"})
+        (directory / path).mkdir()
+        tiny_models.write_json(directory / path / "config.json", config_json)
+        if weights:
+            save_file(weights, directory / path / "model.safetensors")
+    tiny_models.write_json(directory / "modules.json", modules)
+    return directory
 
 
 def texts(count: int) -> list[dict[str, Any]]:

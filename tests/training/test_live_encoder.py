@@ -41,6 +41,30 @@ def made(
     return encoder.train(), column.cells
 
 
+@pytest.mark.parametrize("kind", tiny_models._SIZES)
+def test_vectors_of_every_kind_of_model_are_those_of_the_store(tmp_path: Path, models: Path, kind: str) -> None:
+    directory = models / f"any-{kind}"
+    tiny_models.save(directory, kind)
+    encoder, cells = made(tmp_path, directory, live=True, prompt="say: ")
+    settings = {**live.encoder(directory), "prompt": "say: "}
+    with open_store(tmp_path / "store") as store:
+        expected = store.embed(DATA["text"], settings)
+    np.testing.assert_allclose(encoder(cells).numpy(), expected, rtol=0, atol=2e-5)
+
+
+def test_what_a_sentence_transformers_model_puts_on_its_pooling_is_in_the_loop(tmp_path: Path) -> None:
+    directory = live.with_layers_after_pooling(tiny_models.save(tmp_path / "model", **live.NO_DROPOUT["bert"]))
+    encoder, cells = made(tmp_path, directory, live=True)
+    with open_store(tmp_path / "store") as store:
+        expected = store.embed(DATA["text"], live.encoder(directory))
+    assert expected.shape[1] == encoder.dim
+    np.testing.assert_allclose(encoder(cells).numpy(), expected, rtol=0, atol=2e-5)
+    trained, _ = made(tmp_path, directory, trainable=True, trainable_layers=1)
+    assert any(name.startswith("module.head.") for name, weight in trained.named_parameters() if weight.requires_grad)
+    adapted, _ = made(tmp_path, directory, adapter="lora")
+    assert all("lora_" in name for name, weight in adapted.named_parameters() if weight.requires_grad)
+
+
 def test_in_chunks_by_length_vectors_are_those_of_one_batch(tmp_path: Path, models: Path) -> None:
     encoder, cells = made(tmp_path, live.saved(models), trainable=True)
     whole = encoder(cells)
@@ -84,6 +108,18 @@ def test_its_dropout_leaves_the_draws_of_the_rest_alone_and_follows_from_the_glo
     assert torch.equal(drawn(30)[0], many)
     assert not torch.equal(encoder(cells).detach(), many)
     assert few.shape == (3, 16)
+
+
+def test_what_is_computed_again_drops_what_was_dropped(tmp_path: Path) -> None:
+    directory = tiny_models.save(tmp_path / "model", hidden_dropout_prob=0.5)
+    found = []
+    for again in (False, True):
+        encoder, cells = made(tmp_path, directory, {"enable_gradient_checkpointing": again}, trainable=True)
+        torch.manual_seed(1)
+        encoder(cells).square().sum().backward()
+        found.append([weight.grad for weight in encoder.parameters() if weight.grad is not None])
+    for gradient, same in zip(*found, strict=True):
+        torch.testing.assert_close(same, gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", live.FAMILIES)
