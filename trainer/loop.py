@@ -13,6 +13,7 @@ from torch import Tensor
 from trainer.batches import Batch, Batches
 from trainer.epochs import Fit, FitSettings
 from trainer.interrupts import Interrupt, deferred
+from trainer.live.batches import LiveBatches
 from trainer.live.steps import StepDone
 from trainer.model import Model, Output
 from trainer.optim import Lbfgs, Optimizer
@@ -96,9 +97,8 @@ def fit(
     began = time.perf_counter()
     ranks = ALONE if strategy is None else strategy.ranks
     signals: AbstractContextManager[Interrupt | None] = deferred() if model.live else nullcontext()
-    flop = 6 * min(settings.batch_size, train.rows) * sum(parameter.numel() for parameter in optimizer.parameters)
     with (
-        threads_for(flop) if not model.live else nullcontext(),
+        threads_for(6 * min(settings.batch_size, train.rows) * _size(model, train)),
         seeded(settings.seed),  # dropout draws from the global generator; the caller's is left as it was
         signals as interrupt,
     ):
@@ -147,7 +147,7 @@ def fit(
 
 def evaluate(model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False) -> Metrics:
     """Loss and metrics of every output feature over all rows."""
-    with _threads(model, batch_size):
+    with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model, batches)):
         tally = Tally(model)
         for batch, output in outputs(model, batches, batch_size, mixed_precision):
             tally.add(output, batch)
@@ -166,7 +166,7 @@ def predictions(
     model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """What ``predict`` gives, batch by batch: for what keeps little of it."""
-    with _threads(model, batch_size):
+    with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model, batches)):
         for _, output in outputs(model, batches, batch_size, mixed_precision):
             yield {name: model.decoder(name).predict(scores).cpu() for name, scores in output.scores.items()}
 
@@ -183,10 +183,10 @@ def outputs(
             yield batch, output
 
 
-def _threads(model: Model, batch_size: int | None) -> AbstractContextManager[None]:
-    if model.live:
-        return nullcontext()
-    return threads_for(2 * (batch_size or EVALUATION_ROWS) * sum(parameter.numel() for parameter in model.parameters()))
+def _size(model: Model, batches: Batches) -> int:
+    """How many products a row takes: about one for every weight, and in encoders for every weight and token."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return count * max(1, round(batches.lengths().mean())) if isinstance(batches, LiveBatches) else count
 
 
 @contextmanager
