@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def test_a_sentence_transformers_model_keeps_its_pooling_and_its_layers(
     directory = tiny_models.save(tmp_path / "sentences", "bert", **live.NO_DROPOUT["bert"])
     tiny_models.make_sentence_model(directory, {"pooling_mode_max_tokens": True}, normalize=True)
     live.assert_same_losses(*both(tmp_path, store, directory, live.columns(live.texts(40))))
+
+
+def test_a_frozen_encoder_in_the_loop_computes_in_its_own_precision(tmp_path: Path, models: Path, store: Store) -> None:
+    cached, in_loop = both(
+        tmp_path, store, live.saved(models), live.columns(live.texts(40)), precision="bfloat16", normalize=True
+    )
+    live.assert_same_losses(cached, in_loop, 1e-2)  # sums of bfloat16 depend on the batch
+    stored, looped = (
+        json.loads((run.path / "model.json").read_text())["features"]["text"]["spec"] for run in (cached, in_loop)
+    )
+    assert stored == looped
+    assert looped["precision"] == "bfloat16"
 
 
 def test_the_packaged_model_gives_the_same_in_the_loop(tmp_path: Path, store: Store) -> None:

@@ -26,6 +26,7 @@ from trainer.events import Clock
 from trainer.live.batches import LiveBatches
 from trainer.prepare import prepare
 from trainer.run import resume_run
+from trainer.sweep import sweep
 
 TUNINGS: dict[str, dict[str, Any]] = {
     "full": {"trainable": True},
@@ -209,6 +210,26 @@ def test_vectors_that_stay_in_the_store_go_with_texts_in_the_loop(
     assert evaluate(run, data, store).metrics["topic"]["loss"] == pytest.approx(
         measured.metrics["topic"]["loss"], abs=1e-5
     )
+
+
+def test_trials_of_a_sweep_train_an_encoder_each(tmp_path: Path, models: Path, store: Store) -> None:
+    adapter = {"type": "lora", "dropout": 0.0}
+    grid = {"trainer.learning_rate": [0.01, 0.001]}
+    config = live.config(live.text_input(live.saved(models), adapter=adapter), trainer={"epochs": 1})
+    data, told = live.columns(live.texts(40)), []
+    found = sweep(
+        {**config, "hyperopt": {"parameters": grid}}, data, store, output=tmp_path / "sweep", progress=told.append
+    )
+    assert [result.error for result in found.results] == [None, None]
+    losses = [result.metrics["train"]["topic"]["loss"] for result in found.results]
+    assert losses[0] != losses[1]
+    assert any("2 trials train one by one: an encoder runs in the loop" in str(event) for event in told)
+    alone = train(
+        {**config, "trainer": {**config["trainer"], "learning_rate": 0.001}}, data, store, output=tmp_path / "run"
+    )
+    assert losses[1] == pytest.approx(alone.metrics["train"]["topic"]["loss"], abs=1e-6)
+    assert found.winner is not None
+    assert predict(found.winner, data, store).predicted.all()
 
 
 def test_a_cell_that_is_no_text_is_skipped_and_told(tmp_path: Path, models: Path, store: Store) -> None:
