@@ -167,7 +167,10 @@ def save(module: nn.Module, folder: Path, base: str, weights: Mapping[str, Tenso
     if isinstance(config, peft.AdaLoraConfig):
         config.rank_pattern = None  # that of the last step, and these weights may be of another one
     try:
-        found = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
+        if config.is_prompt_learning:  # PEFT would compute it, of weights that may be shards
+            found = {"prompt_embeddings": tensors[f"prompt_encoder.{_NAME}.embedding.weight"]}
+        else:
+            found = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
         described = copy.deepcopy(config)
     finally:
         if isinstance(config, peft.AdaLoraConfig):
@@ -331,6 +334,8 @@ def _wrapped(backbone: nn.Module, config: Any) -> peft.PeftModel:
             warnings.filterwarnings("error", message)
         model: peft.PeftModel = make(backbone, config, _NAME)
     if config.is_prompt_learning:
+        # no buffer, so that it would stay on the meta device where the weights come later
+        model.prompt_tokens[_NAME] = torch.arange(config.num_virtual_tokens, device="cpu")
         model.register_forward_hook(_without_prompt)
     return model
 
