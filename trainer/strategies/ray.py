@@ -27,6 +27,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cachestore.errors import CachestoreError, ProcessLost, UsageError
 from trainer import checkpoint, interrupts
 from trainer.config import load_config
+from trainer.events import Notice
 from trainer.schema.backend import RayBackend
 from trainer.strategies.ranks import Ranks
 from trainer.work import Job, Outcome
@@ -57,8 +58,8 @@ class _Run:
 
     def __init__(self, job: Job, backend: RayBackend) -> None:
         self._job, self._backend = job, backend
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        gpus = int(resources.get("GPU", 0))
+        self._resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        gpus = int(self._resources.get("GPU", 0))
         chosen = backend.trainer
         self._gpu = gpus > 0 if chosen.use_gpu is None else chosen.use_gpu
         self._world = max(1, gpus if self._gpu else 1) if chosen.num_workers == "auto" else chosen.num_workers
@@ -84,20 +85,20 @@ class _Run:
             ),
         )
         fit = _Fit(trainer)
+        self._say_if_waiting(hear)
         with interrupts.deferred() as interrupt:
             fit.start()
-            asked = False
-            while fit.is_alive():
+            over = False
+            while not over:
                 fit.join(_POLL)
-                for event in ray.get(self._desk.take.remote()):
-                    hear(event)
-                if interrupt.signal is not None and not asked:
-                    asked = True
+                over = not fit.is_alive()
+                if interrupt.signal is not None:
                     self._desk.stop.remote()
-            for event in ray.get(self._desk.take.remote()):
-                hear(event)
-            if (failure := ray.get(self._desk.failure.remote())) is not None:
-                raise failure
+                events, failure = ray.get(self._desk.take.remote())
+                for event in events:
+                    hear(event)
+                if failure is not None:  # before Ray restarts the workers, who would find it and return
+                    raise failure
             if fit.error is not None:
                 raise self._lost(fit.error)
             outcome = fit.result.return_value
@@ -105,6 +106,21 @@ class _Run:
                 interrupt.deliver()
         self._fetch(fit.result)
         return cast("Outcome", outcome)
+
+    def _say_if_waiting(self, hear: Callable[[Any], None]) -> None:
+        chosen, there = self._backend.trainer.resources_per_worker, self._resources
+        wanted = {
+            "CPU": self._world * chosen.get("CPU", 1),
+            "GPU": self._world * chosen.get("GPU", 1) if self._gpu else 0,
+        }
+        for name, number in wanted.items():
+            if number > there.get(name, 0):
+                hear(
+                    Notice(
+                        f"{self._world} workers take {number:g} {name}s, and the Ray cluster has {there.get(name, 0):g}: training "
+                        "waits until it has them."
+                    )
+                )
 
     def _lost(self, error: BaseException) -> BaseException:
         """The error for a run that Ray gave up."""
@@ -155,9 +171,10 @@ class _Desk:
         self._events += events
         return self._stopped
 
-    def take(self) -> list[Any]:
+    def take(self) -> tuple[list[Any], CachestoreError | None]:
+        """What came since the last time, and what ``fail`` was told."""
         events, self._events = self._events, []
-        return events
+        return events, self._failure
 
     def stop(self) -> None:
         self._stopped = True
@@ -178,13 +195,15 @@ def _rank(settings: dict[str, Any]) -> Outcome | None:
     job: Job = ray.get(settings["job"][0])
     context = ray.train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    with tempfile.TemporaryDirectory(prefix="cachestore-") as scratch:
+    # in the worker's own directory, which Ray removes also where the worker was killed
+    with tempfile.TemporaryDirectory(prefix="run-", dir=Path.cwd()) as scratch:
         folder = Path(scratch)
         before = ray.train.get_checkpoint()
         if before is not None:
             before.to_directory(scratch)
         if (folder / checkpoint.CONFIG).exists():  # what was automatic is settled
-            job = replace(job, config=load_config(checkpoint.read_config(folder)))
+            config = load_config(checkpoint.read_config(folder))
+            job = replace(job, config=config, description={**job.description, "config": config.resolved()})
         job = replace(job, folder=folder)
         line = _Line(desk)
         if ranks.rank == 0:
@@ -227,7 +246,6 @@ class _Line(threading.Thread):
         self._desk = desk
         self._events: list[Any] = []
         self._ended = threading.Event()
-        self._asked = False
 
     def tell(self, event: Any) -> None:
         self._events.append(event)
@@ -245,8 +263,7 @@ class _Line(threading.Thread):
 
     def _exchange(self) -> None:
         events, self._events = self._events, []
-        if ray.get(self._desk.exchange.remote(events)) and not self._asked:
-            self._asked = True
+        if ray.get(self._desk.exchange.remote(events)):
             interrupts.ask()
 
 
@@ -272,7 +289,7 @@ def _cluster(backend: RayBackend) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         _connect(backend, stack)
         stack.callback(ray.shutdown)
-        if threading.current_thread() is threading.main_thread():
+        if terminate is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)
         yield
 
