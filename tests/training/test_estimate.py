@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from cachestore.store import Store, open_store
 from tests.training import live
+from tests.training import test_live_images as images
 from trainer import load_config
 from trainer.assemble import build_model
 from trainer.estimate import Estimate, estimate
@@ -164,3 +166,23 @@ def test_weights_are_not_read(store: Store, tmp_path: Path) -> None:
     assert estimate(
         made(tmp_path, "bert", pretrained_model_name_or_path=str(place), trainable=True), ROWS, store
     ).memory
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("vit", {"trainable": True}), ("resnet18", {"trainable": True}), ("resnet18", {"adapter": "lora"})],
+    ids=["vit", "resnet18", "resnet18 with lora"],
+)
+def test_encoders_of_images_are_estimated(kind: str, settings: dict[str, Any], models: Path, store: Store) -> None:
+    data = images.columns(12)
+    made_input = images.image_input(images.encoder(models, kind, **settings))
+    split = {"split": {"type": "random", "probabilities": [1.0, 0.0, 0.0]}}
+    config = load_config(live.config(made_input, preprocessing=split))
+    found = estimate(config, data, store)
+    (needs,) = found.encoders
+    assert needs.tokens is None
+    assert needs.trained <= needs.parameters
+    encoder, cells = images.built(images.encoder(models, kind, **settings), store, data)
+    batch = encoder.tensors(cells.take(np.zeros(8, np.int64)))
+    real = saved_for_backward(encoder, batch, False)
+    assert real / FACTOR < found.memory[0].activations < real * FACTOR
