@@ -142,7 +142,8 @@ def _tower(directory: Path, needs_pooler: bool, *, weights: bool = True) -> nn.M
         if not weights:
             if hasattr(config, "vision_config") and found.config_class is type(config.vision_config):
                 config = config.vision_config
-            made: nn.Module = transformers_model.empty(found, config, pooler=needs_pooler, dtype=torch.float32)
+            with torch.device("meta"):
+                made: nn.Module = transformers_model.empty(found, config, pooler=needs_pooler, dtype=torch.float32)
             return made
         backbone, missing = transformers_model.load(found, directory, pooler=needs_pooler, dtype=torch.float32)
     if missing and all("pooler" in name for name in missing):

@@ -178,7 +178,8 @@ def _load_backbone(spec: Mapping[str, Json], directory: Path, *, weights: bool =
         if weights:
             backbone, missing = transformers_model.load(model, directory, pooler=False, config=config, dtype=dtype)
         else:
-            backbone, missing = transformers_model.empty(model, config, pooler=False, dtype=dtype), []
+            with torch.device("meta"):
+                backbone, missing = transformers_model.empty(model, config, pooler=False, dtype=dtype), []
     transformers_model.require_whole(directory, missing)
     if backbone.config.is_encoder_decoder and type(config) not in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
         backbone = backbone.get_encoder()

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cachestore.encoders import _torchvision
 from cachestore.errors import EncoderError
 
@@ -43,11 +41,10 @@ def load(model: Any, directory: Path, *, pooler: bool, **options: Any) -> tuple[
     return backbone, sorted(report["missing_keys"])
 
 
-def empty(model: Any, config: Any, *, pooler: bool, dtype: torch.dtype) -> Any:
-    """A model of that class on the meta device, buffers too: what its weights are put into later."""
+def empty(model: Any, config: Any, *, pooler: bool, dtype: Any) -> Any:
+    """A model of that class without the weights of files, on torch's default device: where that is meta, they are put into it later."""
     options = {"add_pooling_layer": pooler} if "add_pooling_layer" in inspect.signature(model).parameters else {}
-    with torch.device("meta"):
-        return model(config, **options).to(dtype)
+    return model(config, **options).to(dtype)
 
 
 def require_whole(directory: Path, missing: Sequence[str]) -> None:
