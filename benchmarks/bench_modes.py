@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks import common
 from benchmarks.bench_headline import timed
 from benchmarks.bench_trainer import table
+from cachestore.encoders.precision import cpu_has_bfloat16
 
 EPOCHS = {"frozen": 100, "lora": 20, "full": 20}
 TRAINER: dict[str, dict[str, Any]] = {
@@ -44,11 +45,12 @@ def main(
     test_rows: int = 3080,
     epochs: dict[str, int] | None = None,
     batch_size: int = 32,
-    precision: str = "bfloat16",
+    precision: str | None = None,
     results: Path = common.RESULTS,
 ) -> Path:
-    """Measure, write the results, return their path."""
+    """Measure, write the results, return their path. The precision is bfloat16 where the CPU computes it, unless told."""
     epochs = epochs or EPOCHS
+    precision = precision or ("bfloat16" if cpu_has_bfloat16() else "float32")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         name = table(data, rows, place / "train.csv")
@@ -110,5 +112,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"])
     print(main(**vars(parser.parse_args())).with_suffix(".md").read_text(encoding="utf-8"))

@@ -25,7 +25,14 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "bench_step": {"rows": 256, "epochs": 1, "turns": 1},
     "bench_sweep": {"rows": 256, "epochs": 1, "turns": 1, "trials": 4},
-    "bench_trainer": {"rows": 24, "batch_size": 8, "turns": 1, "modes": ("lora",)},
+    "bench_trainer": {
+        "rows": 24,
+        "batch_size": 8,
+        "turns": 1,
+        "modes": ("lora",),
+        "precisions": ("float32",),
+        "contestants": ("cachestore", "Trainer"),
+    },
     "bench_verify": {"shards": 2, "rows": 200, "turns": 1},
     "bench_warm_train": {"rows": 200, "epochs": 1, "turns": 1},
 }
@@ -35,6 +42,7 @@ def test_every_benchmark_has_a_small_case() -> None:
     assert set(SMALL) == {path.stem for path in FOLDER.glob("bench_*.py")}
 
 
+@pytest.mark.timeout(300)  # some start a process for each contestant, which imports torch
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_runs_and_writes_its_results(name: str, tmp_path: Path) -> None:
     module = importlib.import_module(f"benchmarks.{name}")
