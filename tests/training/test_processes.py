@@ -60,6 +60,17 @@ def test_an_error_on_one_rank_ends_those_that_wait_for_it() -> None:
         processes.run(_raise_on_one)
 
 
+def test_a_bug_on_one_rank_is_not_lost_in_what_it_does_to_the_others() -> None:
+    with Processes(2) as processes, pytest.raises(ZeroDivisionError):
+        processes.run(_fail_on_one, 1)
+
+
+def _fail_on_one(ranks: Ranks, _: Tell, where: int) -> None:
+    if ranks.rank == where:
+        raise ZeroDivisionError
+    ranks.barrier()
+
+
 def _raise_on_one(ranks: Ranks, _: Tell) -> None:
     if ranks.rank == 1:
         raise ConfigError("only here")

@@ -38,7 +38,7 @@ class Ddp:
         for name in model.live:
             encoder = model.encoder(name)
             assert isinstance(encoder, LiveEncoder)
-            encoder.ranks = self.ranks
+            encoder.ranks, encoder.device = self.ranks, self.device
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         as_on_first([*trained, *model.buffers()], self.ranks)
         self._means = Means(trained, self.ranks.world)

@@ -54,7 +54,7 @@ class Fsdp:
         for name in sorted(model.live):
             encoder = model.encoder(name)
             assert isinstance(encoder, LiveEncoder)
-            encoder.ranks = self.ranks
+            encoder.ranks, encoder.device = self.ranks, self.device
             self._shard(encoder.module)
             sharded |= {id(parameter) for parameter in encoder.parameters()}
         live = {id(model.encoder(name)) for name in model.live}

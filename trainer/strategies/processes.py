@@ -134,9 +134,9 @@ class Processes:
             ) from error
 
     def _worst(self, troubles: list[_Trouble], remedy: str) -> BaseException:
-        """The trouble that brought on the others: a death, then an error of ours, then any."""
-        order = sorted(troubles, key=lambda trouble: (trouble.kind != "lost", not trouble.ours, trouble.rank))
-        return order[0].error(self.world, remedy)
+        """The trouble that brought on the others: a death, an error of ours, or the first that is not about others being gone."""
+        worst = min(troubles, key=lambda trouble: (trouble.kind != "lost", not trouble.ours, trouble.follows))
+        return worst.error(self.world, remedy)
 
 
 class _Trouble:
@@ -145,6 +145,8 @@ class _Trouble:
     def __init__(self, rank: int, kind: str, value: Any) -> None:
         self.rank, self.kind, self._value = rank, kind, value
         self.ours = kind == "failed" and isinstance(value[0], CachestoreError)
+        told = str(value[0]) if kind == "failed" else ""
+        self.follows = "gloo" in told or "NCCL" in told  # a message that was on its way when another rank ended
 
     def error(self, world: int, remedy: str) -> BaseException:
         if self.kind == "lost":

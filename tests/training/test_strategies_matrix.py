@@ -1,0 +1,72 @@
+"""Every family of models and every adapter trains alike in one process, by ddp and by fsdp. Set CACHESTORE_MATRIX to a file for a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training import groups, live
+from trainer.strategies.processes import Processes
+
+LORA = {"type": "lora", "dropout": 0.0}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "dora": {**LORA, "use_dora": True},
+    "rslora": {**LORA, "use_rslora": True},
+    "ia3": {"type": "ia3"},
+    "vera": {"type": "vera", "dropout": 0.0},
+    "loha": {"type": "loha"},
+    "lokr": {"type": "lokr"},
+    "oft": {"type": "oft", "oft_block_size": 4},
+    "prompt_tuning": {"type": "prompt_tuning", "num_virtual_tokens": 4},
+    "adalora": {"type": "adalora", "dropout": 0.0},
+    "adaption_prompt": {"type": "adaption_prompt"},
+}
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"{kind}, full": (kind, {"trainable": True}) for kind in live.FAMILIES},
+    **{f"{kind}, lora": (kind, {"adapter": LORA}) for kind in live.FAMILIES},
+    **{f"bert, {name}": ("bert", {"adapter": ADAPTERS[name]}) for name in ADAPTERS if name != "adaption_prompt"},
+    "llama, adaption_prompt": ("llama", {"adapter": ADAPTERS["adaption_prompt"]}),
+    "bert, last block": ("bert", {"trainable": True, "trainable_layers": 1}),
+    "bert, activations computed again": ("bert", {"adapter": LORA}),
+}
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[str]]:
+    lines: list[str] = []
+    yield lines
+    if path := os.environ.get("CACHESTORE_MATRIX"):
+        head = [
+            "| cell | strategy | steps | loss, difference | gradient norm, relative difference |",
+            "|---|---|---|---|---|",
+        ]
+        Path(path).write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_trains_alike(pair: Processes, tmp_path: Path, models: Path, table: list[str], cell: str) -> None:
+    kind, settings = CELLS[cell]
+    feature = live.text_input(live.saved(models, kind), **settings)
+    config = live.config(feature, trainer={"enable_gradient_checkpointing": "again" in cell})
+    job = groups.job(config, live.columns(live.texts(49)), tmp_path)
+    expected = groups.alone(job)
+    for strategy in ("ddp", "fsdp"):
+        if strategy == "fsdp" and "adalora" in cell:
+            continue  # refused by the config
+        found = pair.run(groups.curve, strategy, job)
+        loss = max(abs(one[0] - other[0]) for one, other in zip(found, expected, strict=True))
+        norm = max(abs(one[1] / other[1] - 1) for one, other in zip(found, expected, strict=True))
+        table.append(f"| {cell} | {strategy} | {len(found)} | {loss:.1e} | {norm:.1e} |")
+        assert loss < 1e-4
+        assert norm < 1e-3
