@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
+from cli.train import text as train_text
 from tests.commands.conftest import Command, Done
 
 CONFIG = """\
@@ -285,3 +286,17 @@ def test_predictions_do_not_replace_the_data_they_are_of(
         assert done.code == 2
         assert "is DATA itself" in done.err
     assert data.read_bytes() == before
+
+
+def test_the_encoders_that_a_run_trained_are_told_with_their_rates(tmp_path: Path) -> None:
+    summary: dict[str, Any] = {
+        **{"run": str(tmp_path), "metrics": {}, "rows": {"train": 9}, "dropped": {}, "seconds": {"epochs": 1.0}},
+        **{"references": {}, "manifests": {"train": []}, "encoded": 0, "hits": 0, "epochs": 2, "learning_rate": 0.001},
+        "encoder_learning_rates": {"review": 2e-5, "title": 2e-4},
+    }
+    (tmp_path / "encoders" / "review").mkdir(parents=True)
+    told = train_text(summary).splitlines()
+    assert "2 epochs; learning rate 0.001 (encoder of review: 2e-05, title: 0.0002)" in told
+    assert not any("found in the store" in line for line in told)  # through which nothing went
+    place = tmp_path / "encoders" / "review"
+    assert told[-1] == f"encoder of review: {place}; its vectors are stored by --encoder '{tmp_path}#review'"

@@ -60,7 +60,7 @@ input_features:
 {SENTIMENT}
 trainer: {{epochs: 2}}
 """
-RAY = """
+FSDP = """
 input_features:
 - name: title
   type: text
@@ -78,6 +78,31 @@ backend:
   type: ray
   trainer:
     strategy: fsdp
+"""
+DDP = f"""
+input_features:
+ - name: review
+   type: text
+   encoder:
+     type: auto_transformer
+     pretrained_model_name_or_path: gpt2
+     trainable: true
+{SENTIMENT}
+trainer:
+  epochs: 5
+  learning_rate: auto
+  learning_rate_scaling: sqrt
+  learning_rate_scheduler:
+    warmup_fraction: 0.2
+    decay: linear
+  optimizer:
+    type: adamw
+  use_mixed_precision: true
+  evaluate_training_set: false
+backend:
+  type: ray
+  trainer:
+    strategy: ddp
 """
 
 
@@ -135,8 +160,15 @@ def test_lora_in_its_short_and_its_full_form(
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_bloom_under_fsdp_in_ray(models: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.use_.* is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("text", "kind", "feature"), [(FSDP, "bloom", "title"), (DDP, "gpt2", "review")], ids=["fsdp", "ddp"]
+)
+def test_full_fine_tuning_in_ray(text: str, kind: str, feature: str, models: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    run = trained(RAY, "title", live.saved(models, "bloom"), tmp_path, "backend.trainer.num_workers=2")
-    assert (run.epochs, run.learning_rate) == (3, 1e-5)
-    assert (run.path / "encoders" / "title" / "model.safetensors").exists()
+    run = trained(text, feature, live.saved(models, kind), tmp_path, "backend.trainer.num_workers=2")
+    written = read_config(run.path)["trainer"]
+    assert run.epochs == written["epochs"]
+    assert (run.path / "encoders" / feature / "model.safetensors").exists()
+    if text == DDP:  # √2 times the rates of one worker, whose rate for a whole encoder is 2e-5
+        assert run.encoder_learning_rates[feature] == pytest.approx(2e-5 * 2**0.5)
