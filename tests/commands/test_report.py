@@ -9,10 +9,10 @@ import pytest
 
 from cachestore.built import Progress
 from cli.bar import Bar
-from cli.watch import epoch_line
+from cli.watch import epoch_line, step_note
 from tests.commands.conftest import Command
 from tests.commands.test_train import CONFIG, rows, write
-from trainer.events import EpochDone
+from trainer.events import EpochDone, StepDone
 
 
 @pytest.fixture
@@ -145,3 +145,11 @@ def test_names_in_the_bar_are_shown_as_they_are(
     shown = capsys.readouterr().err
     assert "build odd[/b] \\x1b]0;title\\x07.csv" in shown
     assert "red \\x1b[31m" in shown
+
+
+def test_the_bar_of_steps_shows_their_speed_and_the_mean_of_their_losses() -> None:
+    values = {"steps": 40, "epoch": 2, "gradient_norm": 1.0, "learning_rate": 0.1, "rows": 8, "seconds": 0.25}
+    steps = [StepDone(step=step, loss=1.0 + step, tokens=500, **values) for step in (1, 2)]  # type: ignore[arg-type]
+    assert step_note(steps) == "epoch 2  4.0 steps/s  2,000 tokens/s  loss 2.5000"
+    pictures = [StepDone(step=1, loss=1.0, tokens=0, **values)]  # type: ignore[arg-type]
+    assert step_note(pictures) == "epoch 2  4.0 steps/s  loss 1.0000"
