@@ -114,6 +114,26 @@ def test_a_run_trained_whole_needs_its_base_no_more_and_one_with_an_adapter_refu
             predict(runs[name], data, store)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"layer": 1, "reduce_output": "max+mean", "prompt": "say: "}], ids=["head", "layer"]
+)
+def test_what_surrounds_an_encoder_is_there_without_its_base(
+    tmp_path: Path, store: Store, settings: dict[str, Any]
+) -> None:
+    directory = tiny_models.save(tmp_path / "model", **live.NO_DROPOUT["bert"])
+    if not settings:
+        live.with_layers_after_pooling(directory)
+    data = live.columns(live.texts(40))
+    data["text"][3] = None
+    feature = live.text_input(directory, trainable=True, **settings)
+    feature["preprocessing"] = {"missing_value_strategy": "fill_with_mode"}
+    run = train(live.config(feature, trainer={"epochs": 1}), data, store, test=data, output=tmp_path / "run")
+    shutil.rmtree(directory)
+    measured = evaluate(run, data, store)
+    assert measured.metrics["topic"]["loss"] == pytest.approx(run.metrics["test"]["topic"]["loss"], abs=1e-5)
+    assert measured.rows == 40
+
+
 def test_one_config_has_inputs_from_the_store_and_in_the_loop_beside_those_of_a_table(
     tmp_path: Path, models: Path, store: Store
 ) -> None:
