@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from cachestore.errors import ConfigError, MissingVector
 from cachestore.index import Locations
 from cachestore.manifest import PRESENT, Manifest
 from cachestore.shard import stored_dtype
-from cachestore.store import Store
+from cachestore.store import Store, open_store
 from trainer.batches import Batch, bounds, named, widened
 
 # Of the limit; the rest is for Python, torch, the other columns, the weights and what metrics need. Both depend on the
@@ -41,7 +42,8 @@ def streams(limit: int | None, nbytes: int) -> bool:
 class StoredVectors:
     """Vectors (rows, dim) in a store, zeros where there is none: what arrays are elsewhere, but read when they are asked for.
 
-    ``keys``, ``shards`` and ``rows`` by row, shard -1 where there is no vector; 48 bytes a row.
+    ``keys``, ``shards`` and ``rows`` by row, shard -1 where there is no vector; 48 bytes a row. A process that is given them opens
+    the store for itself.
     """
 
     store: Store
@@ -51,6 +53,9 @@ class StoredVectors:
     dim: int
     dtype: np.dtype[Any]
     limit: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (str(self.store.root), self.keys, self.shards, self.rows, self.dim, self.dtype, self.limit)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -79,6 +84,15 @@ class StoredVectors:
             if vectors is not target:
                 target[there] = vectors
         return out
+
+
+def _again(root: str, *rest: Any) -> StoredVectors:
+    return StoredVectors(_opened(root), *rest)
+
+
+@functools.cache
+def _opened(root: str) -> Store:
+    return open_store(root, mode="r")
 
 
 def stored_vectors(store: Store, source: Manifest, column: str, limit: int) -> tuple[StoredVectors, NDArray[np.uint8]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,18 @@ def test_a_streamed_run_learns_evaluates_and_predicts_as_one_in_memory(tmp_path:
     evaluated = evaluate(runs[0], data, store).metrics
     assert evaluated["topic"]["accuracy"] > 0.9
     assert predict(runs[0], data, store).predicted.all()
+
+
+@pytest.mark.usefixtures("tiny_blocks")
+def test_another_process_reads_the_batches_from_the_store_too(tmp_path: Path, store: Store) -> None:
+    data = tmp_path / "data.csv"
+    data = write(data, messages(150))
+    streamed = batches_of(settings(LIMIT), data, store)
+    program = "import pickle, sys; print(next(pickle.load(sys.stdin.buffer).in_order(50)).inputs['text'].double().sum().item())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(streamed), capture_output=True, check=True
+    )
+    assert float(done.stdout) == next(streamed.in_order(50)).inputs["text"].double().sum().item()
 
 
 @pytest.mark.usefixtures("tiny_blocks")
