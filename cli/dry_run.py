@@ -59,6 +59,11 @@ def _memory(found: Estimate) -> Iterator[str]:
     yield output.table(head, rows, right=head[1:])
     live = [needs for needs in found.encoders if needs.mode != "cached"]
     yield "* as the config has it; best: the weights of the best epoch"
+    shown = next(each.workers for each in found.memory if each.strategy == found.chosen)
+    if found.workers is None:
+        yield f"the Ray cluster says how many workers num_workers: auto has; {shown} are shown"
+    elif found.workers != shown:
+        yield f"num_workers: auto is {found.workers} here, so {found.chosen} would be one process; {shown} are shown"
     if any(needs.longest is not None for needs in live):
         yield f"activations: those of {output.count(found.at_once, 'row')} of the longest texts"
     if unknown := [needs.name for needs in live if needs.activations is None]:

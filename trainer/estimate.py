@@ -78,7 +78,8 @@ class Memory:
 class Estimate:
     """``head_parameters``: of everything but encoders in the loop. ``steps`` is 0 where early stop alone ends a run.
 
-    ``rows``: training rows; ``at_once``: how many of them a forward pass has, of all workers; ``chosen``: the strategy of the config.
+    ``rows``: training rows; ``at_once``: how many of them a forward pass has, of all workers; ``chosen``: the strategy of the config,
+    ``workers`` how many it has; None in Ray, where the cluster says it.
     """
 
     encoders: tuple[EncoderNeeds, ...]
@@ -91,6 +92,7 @@ class Estimate:
     steps: int
     memory: tuple[Memory, ...]
     chosen: str
+    workers: int | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -141,7 +143,8 @@ def estimate(
         steps_per_epoch=per_epoch,
         steps=plain.trainer.train_steps or per_epoch * plain.trainer.epochs,
         memory=tuple(_memory(plain, model, trained, encoders)),
-        chosen=plain.backend.trainer.strategy or "one process",
+        chosen=(plain.backend.trainer.strategy if plain.live else None) or "one process",
+        workers=_workers(plain),
     )
 
 
@@ -221,6 +224,15 @@ def _needs(
     return replace(found, activations=None if measured is None else measured.total(checkpointing=checkpointing))
 
 
+def _workers(config: Config) -> int | None:
+    chosen = config.backend.trainer
+    if chosen.strategy is None or not config.live:  # heads alone are trained in one process
+        return 1
+    if chosen.num_workers != "auto":
+        return chosen.num_workers
+    return None if config.backend.type == "ray" else max(1, torch.cuda.device_count())
+
+
 def _memory(
     config: Config, model: Model, trained: Sequence[Trained], encoders: Sequence[EncoderNeeds]
 ) -> Iterable[Memory]:
@@ -233,9 +245,8 @@ def _memory(
     live_trained, head_trained = _trained_bytes(of_encoders), _trained_bytes(of_head)
     live_state, head_state = (_state_bytes(config, part) for part in (of_encoders, of_head))
     activations = sum(each.activations or 0 for each in encoders)
-    chosen = config.backend.trainer
+    counted = _workers(config) or _WORKERS
     for strategy in ("one process", "ddp", "fsdp") if model.live else ("one process",):
-        counted = chosen.num_workers if chosen.num_workers != "auto" else max(_WORKERS, torch.cuda.device_count())
         workers = 1 if strategy == "one process" else max(counted, _WORKERS)
         shards = workers if strategy == "fsdp" else 1
         gathered = live_trained + head_trained if strategy == "ddp" else 0

@@ -57,7 +57,7 @@ def test_json_has_the_same(files: tuple[str, str], tmp_path: Path, capsys: pytes
     data, config = files
     assert run(["train", data, "-c", config, "--dry-run", "--json", "--store", str(tmp_path / "store")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["dry_run"], found["rows"], found["chosen"]) == (True, 42, "ddp")
+    assert (found["dry_run"], found["rows"], found["chosen"], found["workers"]) == (True, 42, "ddp", 2)
     one, ddp, fsdp = found["memory"]
     assert (
         one["total"] == sum(value for value in one.values() if isinstance(value, int)) - one["workers"] - one["total"]
@@ -76,7 +76,8 @@ def test_a_config_of_frozen_encoders_is_told_too(
         "input_features: [{name: text, type: text, encoder: hashing}]\noutput_features: [{name: topic, type: category}]\n",
         encoding="utf-8",
     )
-    assert run(["train", files[0], "-c", str(config), "--dry-run", "--store", str(tmp_path / "store")]) == 0
+    ddp = ["--set", "trainer.strategy=ddp"]  # of which heads alone make no use
+    assert run(["train", files[0], "-c", str(config), "--dry-run", *ddp, "--store", str(tmp_path / "store")]) == 0
     shown = capsys.readouterr().out
     assert "42 training rows, 128 rows a step: 1 step an epoch, 100 at most" in shown
     assert "ddp" not in shown
@@ -90,3 +91,13 @@ def test_what_does_not_fit_the_model_ends_it(
     assert run(["train", data, "-c", config, "--dry-run", "--set", change, "--store", str(tmp_path / "store")]) == 2
     assert "adaption_prompt is for models of type llama, mistral, gpt2" in capsys.readouterr().err
     assert run(["train", "--resume", str(tmp_path), "--dry-run"]) == 2
+
+
+def test_workers_that_are_not_there_are_told(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    data, config = files
+    auto = ["--set", "backend.trainer.num_workers=auto"]
+    assert run(["train", data, "-c", config, "--dry-run", *auto, "--store", str(tmp_path / "store")]) == 0
+    assert "num_workers: auto is 1 here, so ddp would be one process; 2 are shown" in capsys.readouterr().out
