@@ -14,6 +14,8 @@ import torch
 
 from cachestore.errors import DamageError, UsageError
 from cachestore.store import open_store
+from tests.store import tiny_models
+from tests.training import live
 from tests.training.heads import classifier
 from tests.training.test_loop import SETTINGS, kinds
 from tests.training.test_run import config, messages, write
@@ -341,3 +343,39 @@ def test_the_store_may_be_elsewhere(stopped: Path, undisturbed: Path, tmp_path: 
     with open_store(tmp_path / "other") as store:
         resume_run(stopped, store)
     assert_same(stopped, undisturbed)
+
+
+def trained_settings(tmp_path: Path, **encoder: Any) -> dict[str, Any]:
+    """An encoder with dropout that is trained, with a schedule, in batches that are added up."""
+    models = tmp_path / "models"
+    directory = models if models.exists() else tiny_models.save(models, "bert")
+    feature = live.text_input(directory, **encoder)
+    trainer = {"epochs": 3, "batch_size": 8, "effective_batch_size": 16, "learning_rate": 0.01, "early_stop": -1}
+    given = config(trainer={**trainer, "learning_rate_scheduler": {"decay": "linear", "warmup_fraction": 0.2}})
+    return {**given, "input_features": [feature]}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "encoder",
+    [{"trainable": True}, {"adapter": {"type": "adalora", "init_r": 4, "target_r": 2, "tinit": 1, "tfinal": 2}}],
+    ids=["full", "adalora"],
+)
+def test_a_run_that_trains_an_encoder_goes_on_within_the_epoch_it_was_killed_in(
+    tmp_path: Path, encoder: dict[str, Any]
+) -> None:
+    given = trained_settings(tmp_path, **encoder)
+    with open_store(tmp_path / "store") as store:
+        reference = train(given, data(tmp_path), store, output=tmp_path / "undisturbed").path
+    killed(tmp_path, "step", 6, config=given, data=str(tmp_path / "messages.csv"))
+    steps = (tmp_path / "run" / checkpoint.STEPS).read_text().splitlines()
+    resume_run(tmp_path / "run")
+    assert_same(tmp_path / "run", reference)
+    for file in (path for path in reference.rglob("*.safetensors") if path.parent.name == "text"):
+        assert (tmp_path / "run" / file.relative_to(reference)).read_bytes() == file.read_bytes(), file
+    told, expected = (
+        [{**json.loads(line), "seconds": 0} for line in (run / checkpoint.STEPS).read_text().splitlines()]
+        for run in (tmp_path / "run", reference)
+    )
+    assert told == expected
+    assert 0 < len(steps) < len(expected)
