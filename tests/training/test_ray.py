@@ -137,7 +137,7 @@ def test_a_worker_that_is_killed_is_restarted_with_the_state_that_was_saved(mode
 def test_a_run_whose_workers_die_too_often_says_so_and_goes_on(models: Path, tmp_path: Path) -> None:
     config = longer(models)
     backend = {**RAY, "max_failures": 0, "storage_path": str(tmp_path / "kept")}
-    with pytest.raises(ProcessLost, match=r"Worker \d of 2 died.*--resume"):
+    with pytest.raises(ProcessLost, match=r"of the 2 that train died.*--resume"):
         train(
             {**config, "backend": backend}, ROWS, tmp_path / "store", output=tmp_path / "two",
             progress=at_step(8, kill_a_worker),

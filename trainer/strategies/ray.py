@@ -21,7 +21,6 @@ from typing import Any, Final, Protocol, cast
 import ray
 import ray.train
 import ray.train.torch
-from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cachestore.errors import CachestoreError, ProcessLost, UsageError
@@ -124,13 +123,15 @@ class _Run:
 
     def _lost(self, error: BaseException) -> BaseException:
         """The error for a run that Ray gave up."""
-        failures = getattr(error, "worker_failures", {})
-        dead = sorted(rank for rank, failure in failures.items() if isinstance(failure, RayActorError))
-        if not dead:
+        failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+        dead = sorted(rank for rank, failure in failures.items() if type(failure).__module__.startswith("ray."))
+        # the others hear of a death by their connection with it, and may be asked first
+        if not dead and not any("Connection" in str(failure) for failure in failures.values()):
             return error
+        who = f"Worker {dead[0]}" if dead else "One"
         tries = self._backend.max_failures
         return ProcessLost(
-            f"Worker {dead[0]} of {self._world} died, and the run had been restarted {tries} times (backend.max_failures). "
+            f"{who} of the {self._world} that train died, and backend.max_failures lets Ray restart them {tries} times. "
             f"Go on with: cachestore train --resume {self._job.folder}"
         )
 
