@@ -78,7 +78,7 @@ class TorchvisionSettings(BaseModel):
     def _pretrained(cls, value: bool) -> bool:
         if not value:
             raise ValueError(
-                "cannot be false: encoders of the store are frozen, and vectors of random weights say little; "
+                "cannot be false: encoders begin with trained weights, and vectors of random ones say little; "
                 "set weights_path to use weights of your own"
             )
         return value
