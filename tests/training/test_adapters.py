@@ -36,7 +36,7 @@ from trainer.schema.adapters import (
 
 FAMILIES = ("bert", "gpt2", "bloom", "gptj", "opt", "llama", "t5")
 # families of which PEFT does not know the layers, or whose layers are unusual
-OTHERS = ("distilbert", "albert", "mpnet", "modernbert", "xlnet", "openai-gpt", "deberta-v2", "bart")
+OTHERS = ("distilbert", "modernbert", "xlnet", "openai-gpt")
 ADAPTERS: dict[str, Adapter] = {
     "lora": LoRA(),
     "adalora": AdaLoRA(),
@@ -75,7 +75,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
             settings: Any = TypeAdapter(TextSettings).validate_python(
                 {"type": "auto_transformer", "pretrained_model_name_or_path": str(place), "precision": "float32"}
             )
-            resolved = resolve(settings, digest=lambda path: str(path), known=lambda _: False)
+            resolved = resolve(settings, digest=str, known=lambda _: False)
             known[kind] = place, dict(resolved.spec)
         return known[kind]
 
@@ -158,11 +158,10 @@ def test_a_family_whose_layers_peft_does_not_know_has_its_attention_or_its_linea
     saved: Saved, kind: str, tmp_path: Path
 ) -> None:
     check(saved, kind, LoRA(), tmp_path / "adapter")
-    check(saved, kind, IA3(), tmp_path / "factors")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_lora_in_all_its_forms_is_saved_as_an_adapter_of_the_model_as_it_was(
     saved: Saved, kind: str, variant: str, tmp_path: Path
 ) -> None:
@@ -227,7 +226,10 @@ def test_a_prompt_that_leaves_a_text_no_room_is_refused(saved: Saved) -> None:
         (LoRA(exclude_modules=("nope",)), "no modules were excluded"),
         (LoRA(rank_pattern={"nope": 4}), "did not match any targeted module"),
         (AdaptionPrompt(adapter_layers=9), "Unsupported model type"),
-        (VeRA(target_modules=("query",), r=8, layers_to_transform=(9,)), "not found in the base model"),
+        (
+            VeRA(target_modules=("query",), r=8, layers_to_transform=(9,)),
+            "No layers types compatible with VeRA were found",
+        ),
     ],
 )
 def test_an_adapter_that_names_what_the_model_lacks_is_refused(saved: Saved, adapter: Adapter, message: str) -> None:
@@ -255,7 +257,7 @@ def test_adalora_goes_on_where_it_was_stopped(saved: Saved) -> None:
             with torch.no_grad():
                 for weight in weights:
                     assert weight.grad is not None
-                    weight -= 0.05 * weight.grad
+                    weight.sub_(0.05 * weight.grad)
             adapters.after_step(module, step)
             for weight in weights:
                 weight.grad = None
