@@ -188,19 +188,16 @@ def test_an_interrupt_saves_the_state_and_leaves_no_process(models: Path, tmp_pa
     live.saved(models)
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in live.texts(24)))
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(models), str(tmp_path), str(data)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= 5:
-            break
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    process.stdout.read()
-    assert process.wait(120) != 0
+    words = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(models), str(tmp_path), str(data)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= 5:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+    assert process.returncode != 0
     _, alive = psutil.wait_procs(children, 60)
     assert not alive
     heard: list[Event] = []
