@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,10 +16,14 @@ from trainer.assemble import State, build_model, default_device, start_at_means
 from trainer.batches import Batches, CachedBatches, digest
 from trainer.events import Clock
 from trainer.fitting import build_optimizer, fit_settings
+from trainer.live.tune import with_batch_size
 from trainer.loop import EpochDone, FitResult
 from trainer.metrics import COMBINED
+from trainer.model import Model
 from trainer.prepare import prepare
+from trainer.schema import Config
 from trainer.strategies import trained_of
+from trainer.strategies.single import Single
 from trainer.sweep import groups
 from trainer.sweep.layers import Unstackable
 from trainer.sweep.plan import Plan, Trial
@@ -29,11 +33,15 @@ from trainer.sweep.together import Member, fit_together, obstacle
 
 @dataclass(frozen=True)
 class _Rows:
-    """What trials are trained on: the splits that have rows, what features learnt of them, and the digest that names them."""
+    """What trials are trained on: the splits that have rows, what features learnt of them, and the digest that names them.
+
+    ``sizes``: of batches, found by trying, by the settings they are for.
+    """
 
     states: Mapping[str, State]
     batches: Mapping[str, Batches]
     digest: str
+    sizes: dict[tuple[int | str, ...], int | Literal["auto"]] = field(default_factory=dict)
 
     @property
     def train(self) -> Batches:
@@ -55,6 +63,7 @@ class Work:
         self.plan, self.place, self.store, self.clock, self.together = plan, place, store, clock, together
         self.results: dict[int, Result] = {}
         self.reused = 0
+        self._strategy = Single()  # whatever the config's: trials are many, and each is small
 
     def run(self, trials: Sequence[Trial], sources: Mapping[str, Any]) -> None:
         """Prepare the rows once and train all ``trials`` on them; what cannot be prepared fails, and the sweep goes on."""
@@ -125,11 +134,24 @@ class Work:
             if by.field != COMBINED:
                 model.decoder(by.field).also_measure(by.metric)
             start_at_means(model, rows.train)
-            settings = fit_settings(config, model, rows.train)
-            return Member(model, build_optimizer(config, trained_of(model)), settings)
+            if config.trained:
+                config = self._with_batch_size(config, model, rows)
+            settings = fit_settings(config, model, rows.train, self._strategy)
+            return Member(model, build_optimizer(config, trained_of(model), settings), settings)
         except (ConfigError, UsageError) as error:
             self._end(trial, self._failed(trial, error, rows.digest), [])
             return None
+
+    def _with_batch_size(self, config: Config, model: Model, rows: _Rows) -> Config:
+        """Where it is auto, that of the first such trial of these rows: trials are to be compared, and to try sizes takes long."""
+        trainer = config.trainer
+        if trainer.batch_size != "auto":
+            return config
+        alike = (trainer.effective_batch_size, trainer.gradient_accumulation_steps, trainer.max_batch_size)
+        if alike not in rows.sizes:
+            found = with_batch_size(config, model, rows.train, self._strategy, self.clock.say)
+            rows.sizes[alike] = found.trainer.batch_size
+        return config.model_copy(update={"trainer": trainer.model_copy(update={"batch_size": rows.sizes[alike]})})
 
     def _alone(self, trials: Sequence[Trial], rows: _Rows) -> None:
         for trial in trials:
@@ -150,6 +172,7 @@ class Work:
                     optimizer=member.optimizer,
                     settings=member.settings,
                     on_epoch=on_epoch,
+                    strategy=self._strategy,
                 )
             except (StoreError, DamageError):
                 raise
