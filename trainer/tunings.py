@@ -55,6 +55,9 @@ def check(feature: EncodedInput) -> list[Fault]:
             return [Fault(_CACHE, why)]
         return []
     found = []
+    adapter = feature.tuning.adapter
+    if adapter is not None and (reasoned := reason(None, adapter.type, None, feature.type)) is not None:
+        found.append(Fault(("encoder", "adapter"), f"{reasoned}; choose another"))
     if mode != "frozen" and cached:
         why = f"true: the encoder is trained ({written}), so its vectors change at every step and cannot be stored; leave it out"
         found.append(Fault(_CACHE, why))

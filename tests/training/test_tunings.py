@@ -162,6 +162,12 @@ def test_what_cannot_be_is_told_with_its_place(encoder: Any, preprocessing: Any,
     assert why in line
 
 
+def test_an_adapter_of_texts_is_not_for_pictures() -> None:
+    feature = {"name": "picture", "type": "image", "encoder": {"type": "resnet", "adapter": "prompt_tuning"}}
+    (line,) = faults({"input_features": [feature], "output_features": [{"name": "y", "type": "category"}]})
+    assert line == "input_features.picture.encoder.adapter: prompt_tuning is for texts; choose another"
+
+
 def test_a_section_called_tuning_is_no_key() -> None:
     config = written("bert")
     config["input_features"][0]["tuning"] = {"trainable": True}
