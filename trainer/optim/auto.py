@@ -41,7 +41,9 @@ def auto_learning_rate(magnitude: float, hidden: bool) -> float:
         polarity, linear head       0.0003 0.744, 0.001 0.757, 0.003 0.759, 0.01 0.766, 0.03 0.768; × 20: 0.001 0.767
         polarity, hidden layer      0.0003 0.768, 0.001 0.777, 0.003 0.767, 0.01 0.762, 0.03 0.754
 
-    Hence 0.15 / magnitude for a linear head (0.0097 on MiniLM), 0.03 / magnitude with hidden layers (0.0019).
+    Hence 0.15 / magnitude for a linear head (0.0097 on MiniLM), 0.03 / magnitude with hidden layers (0.0019). It holds beside an
+    encoder that is trained, too: all of MiniLM at 2e-5, 840 rows of 20 classes of banking77, batch 32, after one epoch 0.700 at
+    0.001 and 0.892 at 0.01.
     """
     product, highest = (0.03, 3e-3) if hidden else (0.15, 3e-2)
     return min(highest, max(1e-4, product / max(magnitude, 1e-9)))
