@@ -159,7 +159,7 @@ def _train(
                 "manifests": manifests,
             },
         )
-        outcome = launch.train(job, clock, torchrun)
+        outcome = launch.train(job, clock, torchrun, place.path)
         held_out = report.collect(
             place.folder, config, prepared, store, outcome.held, outcome.parameters, outcome.device
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import torch
@@ -23,8 +24,8 @@ _T = TypeVar("_T")
 _PATIENCE: Final = timedelta(hours=24)  # of the other processes, while the first prepares the data
 
 
-def train(job: Job, clock: Clock, torchrun: Ranks | None = None) -> Outcome:
-    """Do ``job`` as its config says; what the ranks tell goes to the listener of ``clock``.
+def train(job: Job, clock: Clock, torchrun: Ranks | None, path: Path) -> Outcome:
+    """Do ``job`` as its config says; what the ranks tell goes to the listener of ``clock``. ``path``: where the run is to be.
 
     Raises ConfigError for more workers than there are GPUs, ProcessLost when a worker is killed, and what the work raises.
     """
@@ -51,9 +52,7 @@ def train(job: Job, clock: Clock, torchrun: Ranks | None = None) -> Outcome:
     from trainer.strategies.processes import Processes
 
     with Processes(world) as processes:
-        return processes.run(
-            _work, job, tell=_hearing(clock), remedy=f"Go on with: cachestore train --resume {job.folder}"
-        )
+        return processes.run(_work, job, tell=_hearing(clock), remedy=f"Go on with: cachestore train --resume {path}")
 
 
 def strategy_of(config: Config, ranks: Ranks) -> Strategy:
