@@ -104,6 +104,7 @@ def final(
 
     What is kept of a row is a few numbers; metrics that need every probability are computed a few classes at a time.
     """
+    batches = loop.encoded(model, batches, batch_size, mixed_precision)
     with loop.threads_for(0):
         return _final(model, batches, batch_size, mixed_precision, seed)
 

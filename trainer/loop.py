@@ -30,6 +30,7 @@ __all__ = [
     "Metrics",
     "StepDone",
     "Tally",
+    "encoded",
     "evaluate",
     "fit",
     "predict",
@@ -152,6 +153,23 @@ def evaluate(model: Model, batches: Batches, batch_size: int | None = None, mixe
         for batch, output in outputs(model, batches, batch_size, mixed_precision):
             tally.add(output, batch)
         return tally.metrics()
+
+
+def encoded(model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False) -> Batches:
+    """The same rows with vectors in place of the cells whose encoder runs in the loop: for what goes through them several times.
+
+    All ranks call it, and go through the rows alone from then on.
+    """
+    if not isinstance(batches, LiveBatches):
+        return batches
+    parts: dict[str, list[Tensor]] = {name: [] for name in batches.cells}
+    model.eval()
+    with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model, batches)), torch.no_grad():
+        for batch in batches.in_order(batch_size or EVALUATION_ROWS):
+            with autocast(batches.device, mixed_precision):
+                for name, vectors in parts.items():
+                    vectors.append(model.encoder(name)(batch.inputs[name]))
+    return batches.with_vectors({name: torch.cat(vectors) for name, vectors in parts.items()})
 
 
 def predict(

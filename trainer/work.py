@@ -104,15 +104,17 @@ def work(job: Job, strategy: Strategy, clock: Clock, saved: Callable[[], None] |
     )
     best = dict(done.metrics)
     clock.begin("evaluate")
-    if "validation" in batches:
-        calibrate(model, batches["validation"], settings.eval_batch_size, settings.mixed_precision)
+    eval_size, mixed = settings.eval_batch_size, settings.mixed_precision
+    held_out: dict[str, Batches] = {
+        name: loop.encoded(model, batches[name], eval_size, mixed) for name in ("validation", "test") if name in batches
+    }
+    if "validation" in held_out:
+        calibrate(model, held_out["validation"], eval_size, mixed)
     finals = {
-        name: final(model, batches[name], settings.eval_batch_size, settings.mixed_precision, seed=config.random_seed)
-        for name in ("validation", "test")
-        if name in batches
+        name: final(model, rows_of, eval_size, mixed, seed=config.random_seed) for name, rows_of in held_out.items()
     }
     best.update({name: evaluation.values() for name, evaluation in finals.items()})
-    if first and "test" in batches:
+    if first and "test" in held_out:
         checkpoint.append_metrics(job.folder, {"epoch": done.best_epoch, "split": "test", "metrics": best["test"]})
     if first and finals:
         checkpoint.write_evaluation(job.folder, {name: evaluation.to_json() for name, evaluation in finals.items()})
@@ -120,5 +122,5 @@ def work(job: Job, strategy: Strategy, clock: Clock, saved: Callable[[], None] |
     weights = strategy.whole(model)
     if first:
         artefacts.write(job.folder, config, model, job.states, weights, description)
-    held = report.predicted(config, model, job.states, job.held_out, batches)
+    held = report.predicted(config, model, job.states, job.held_out, held_out)
     return Outcome(done, best, settings, held, parameters, str(strategy.device))

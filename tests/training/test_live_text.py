@@ -24,6 +24,7 @@ from trainer import evaluate, load_config, predict, resume, streaming, train
 from trainer.batches import digest
 from trainer.events import Clock
 from trainer.live.batches import LiveBatches
+from trainer.live.encoder import LiveEncoder
 from trainer.prepare import prepare
 from trainer.run import resume_run
 from trainer.sweep import sweep
@@ -69,6 +70,24 @@ def test_a_model_of_every_family_learns_and_is_put_to_use_as_it_was_left(
     assert found.predicted.all()
     assert np.mean(found["topic_predictions"] == held["topic"]) == pytest.approx(measured.metrics["topic"]["accuracy"])
     assert (run.encoded, run.hits, measured.encoded, found.encoded) == (0, 0, 0, 0)
+
+
+def test_rows_that_are_held_out_are_encoded_once_when_training_is_over(
+    tmp_path: Path, models: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    usual = LiveEncoder._in_chunks
+
+    def counted(self: LiveEncoder, cells: Any) -> Any:
+        rows.append(len(cells))
+        return usual(self, cells)
+
+    monkeypatch.setattr(LiveEncoder, "_in_chunks", counted)
+    wanted = live.config(live.text_input(live.saved(models), trainable=True), trainer={"epochs": 1})
+    wanted["output_features"][0]["calibration"] = True
+    held = {"validation": live.columns(live.texts(9)), "test": live.columns(live.texts(12))}
+    train(wanted, live.columns(live.texts(30)), store, output=tmp_path / "run", **held)
+    assert sum(rows) == 9 + 9 + 12
 
 
 def test_the_last_blocks_alone_move(tmp_path: Path, models: Path, store: Store) -> None:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.batches import Batch, bounds, named, widened
+from trainer.batches import Batch, CachedBatches, bounds, named, widened
 from trainer.live.cells import Cells
 from trainer.streaming import StoredVectors, StreamedBatches
 
@@ -51,6 +51,13 @@ class LiveBatches:
             for name, group in (("inputs", self.inputs), ("targets", self.targets), ("missing", self.missing))
         }
         return replace(self, device=device, **groups)  # type: ignore[arg-type]
+
+    def with_vectors(self, vectors: Mapping[str, Tensor]) -> CachedBatches | StreamedBatches:
+        """The same rows with ``vectors`` (rows, dim), by input, in place of all cells."""
+        inputs = {**self.inputs, **vectors}
+        if self.streamed:
+            return StreamedBatches(self.streamed, inputs, self.targets, self.missing, self.device)
+        return CachedBatches(inputs, self.targets, self.missing)
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Every row once, in an order drawn from ``generator``."""

@@ -26,8 +26,8 @@ class LiveEncoder(nn.Module, ABC):
     """Cells (rows) → vectors (rows, dim) float32, zeros where a cell is missing.
 
     ``module`` takes the tensors of a batch by keyword; it is what adapters change and strategies wrap. A ``frozen`` one stays in
-    eval mode. With several ``ranks`` each encodes its share of the rows, and all get the vectors of all. ``device``: where the
-    module computes, None for where its weights are.
+    eval mode. With several ``ranks`` each encodes its share of the rows, and all get the vectors of all; vectors that are given in
+    place of cells are the answer. ``device``: where the module computes, None for where its weights are.
     """
 
     def __init__(self, module: nn.Module, dim: int, *, frozen: bool = False) -> None:
@@ -44,7 +44,9 @@ class LiveEncoder(nn.Module, ABC):
             self.module.eval()
         return self
 
-    def forward(self, cells: Cells) -> Tensor:
+    def forward(self, cells: Cells | Tensor) -> Tensor:
+        if isinstance(cells, Tensor):
+            return cells
         rows = len(cells)
         mine = np.arange(rows)[self.ranks.share(rows)]
         # a rank without rows takes part in every step of the others
