@@ -122,7 +122,7 @@ class Fit:
         return self.done.epoch >= self.epochs or 0 <= self._settings.early_stop <= waited > 0 or settled
 
     def train_epoch(self) -> tuple[Tally | None, float, int]:
-        """The losses of the epoch, None where each step sees all rows; the rate of its last step; how many steps it had."""
+        """The losses of the epoch, None where each step sees all rows; the rate of its last step; how many steps were made."""
         if isinstance(self._optimizer, Lbfgs):
             rate = self.done.slowed * self.rate(self.done.epoch - 1)
             objective = FullBatch(self._model, self._train, self._settings.batch_size, self._settings.penalty)
@@ -132,8 +132,9 @@ class Fit:
             return None, rate, objective.passes
         first = (self.done.epoch - 1) * self.per_epoch
         steps = min(self.per_epoch, self.steps - first)
+        made = steps - self.done.batch // self._settings.accumulation
         try:
-            return *self._pass(self._optimizer, first, steps), steps
+            return *self._pass(self._optimizer, first, steps), made
         except RuntimeError as error:
             if self._live is not None and out_of_memory(error):
                 raise self._live.too_large(self.done.epoch, mixed_precision=self._settings.mixed_precision) from error
@@ -244,9 +245,10 @@ class Fit:
             group: (state.tensors.get(group, {}), state.rows.get(group, {})) for group in ("model", "best", "optimizer")
         }
         self._moving.load(self._moving.joined(*groups["model"]))
-        device = self._train.device
+        now = self._moving.tensors()  # which need not all be on one device
         self.best = {
-            name: tensor.to(device, copy=True) for name, tensor in self._moving.joined(*groups["best"]).items()
+            name: tensor.to(now[name].device, copy=True)
+            for name, tensor in self._moving.joined(*groups["best"]).items()
         }
         parameters = self._optimizer.parameters
         self._optimizer.load_state_dict(self._moving.joined_state(*groups["optimizer"], parameters))
@@ -254,7 +256,7 @@ class Fit:
             self._scaler.load_state_dict(dict(state.tensors["scaler"]))
         if self._live is not None:
             self._live.load_adapter_state(state.tensors.get("adapters", {}))
-        self._seen = {name: tensor.to(device) for name, tensor in state.tensors.get("tally", {}).items()}
+        self._seen = {name: tensor.to(self._train.device) for name, tensor in state.tensors.get("tally", {}).items()}
         self._order.set_state(state.tensors["generator"]["order"])
         torch.set_rng_state(state.tensors["generator"]["cpu"])
         if has:

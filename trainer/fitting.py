@@ -77,7 +77,8 @@ def build_optimizer(
             factor = settings.encoder_rates.get(each.encoder, settings.learning_rate) / settings.learning_rate
         groups.setdefault((factor, each.parameter.device), []).append(each.parameter)
     if list(groups)[1:] or any(factor != 1.0 for factor, _ in groups):
-        return Groups([(_by_steps(chosen_type, each), factor) for (factor, _), each in groups.items()])
+        parts = [(_by_steps(chosen_type, each), factor) for (factor, _), each in groups.items()]
+        return Groups([each.parameter for each in trained], parts)
     return _by_steps(chosen_type, [each.parameter for each in trained])
 
 

@@ -139,24 +139,31 @@ class Saver:
         if self._data is None:
             self._data = self._identity()
         told = {"counters": json.dumps(state.counters), "data": self._data}
-        for name, key in _APPENDED.items():
-            path = self._folder / name
-            if path.exists():
-                outside.sync(path)
-                told[key] = str(path.stat().st_size)
-        if state.rows:
-            told["rows"] = json.dumps(_names(state, self._ranks))
-            outside.sync(self._folder / checkpoint.STATES)
+        try:
+            for name, key in _APPENDED.items():
+                path = self._folder / name
+                if path.exists():
+                    outside.sync(path)
+                    told[key] = str(path.stat().st_size)
+            if state.rows:
+                told["rows"] = json.dumps(_names(state, self._ranks))
+                outside.sync(self._folder / checkpoint.STATES)
+        except OSError as error:
+            raise outside.unwritable(self._folder, error) from error
         outside.write(self._folder / checkpoint.STATE, save(_flat(state.tensors), told))
 
 
 def read_state(folder: Path, identity: Callable[[], str], ranks: Ranks = ALONE) -> ResumeState | None:
     """The last state saved of the run in ``folder``, None where there is none; the metrics of later epochs are removed.
 
-    Raises UsageError when the data is not what the run was trained on, DamageError when the state cannot be read.
+    All of ``ranks`` call it. Raises UsageError when the data is not what the run was trained on, or not all have the state, and
+    DamageError when it cannot be read.
     """
     path = folder / checkpoint.STATE
-    if not path.exists():
+    there = path.exists()
+    if ranks.most(int(there)) > -ranks.most(-int(there)):
+        raise UsageError(f"Some of the processes find the state {path}, others do not. Put the run where all reach it.")
+    if not there:
         if ranks.rank == 0:
             _truncate(folder, {})
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -70,9 +70,7 @@ class Tally:
         for place, (name, parts) in enumerate(self._observed.items()):
             if parts:
                 state[f"{place}.losses"] = torch.stack(self._losses[name])
-                state[f"{place}.weights"] = torch.stack(
-                    [torch.as_tensor(each).double() for each in self._weights[name]]
-                )
+                state[f"{place}.weights"] = _stacked(self._weights[name])
                 state.update({f"{place}.observed.{key}": torch.cat([part[key] for part in parts]) for key in parts[0]})
         return state
 
@@ -90,8 +88,7 @@ class Tally:
 
     def _loss(self, name: str) -> float:
         losses = torch.stack(self._losses[name]).double().cpu()
-        weights = torch.stack([torch.as_tensor(weight) for weight in self._weights[name]]).double().cpu()
-        return self._model.decoder(name).joined_loss(losses, weights)
+        return self._model.decoder(name).joined_loss(losses, _stacked(self._weights[name]).cpu())
 
     def _reduce(self) -> None:
         if self._pending:
@@ -103,3 +100,9 @@ class Tally:
                 observed.append(decoder.observe(scores, targets))
             self._pending.clear()
             self._pending_scores = 0
+
+
+def _stacked(weights: Sequence[Tensor | int]) -> Tensor:
+    """(weights,) float64, on the device of those that have one: a tally that goes on has tensors where others have numbers."""
+    device = next((each.device for each in weights if isinstance(each, Tensor)), None)
+    return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=device) for each in weights])

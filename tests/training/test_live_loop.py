@@ -16,13 +16,16 @@ from torch import Tensor
 
 from cachestore.errors import OutOfMemory, TrainingDiverged
 from tests.training import words
+from trainer.epochs import Fit
+from trainer.evaluation import final
 from trainer.live.steps import StepDone
-from trainer.loop import EpochDone, FitResult, fit
+from trainer.loop import EpochDone, FitResult, evaluate, fit
 from trainer.model import Model
 from trainer.optim import Adam, Clipping, Groups, Optimizer
 from trainer.resume import ResumeState
 from trainer.strategies import trained_of
 from trainer.strategies.single import Single
+from trainer.tally import Tally
 
 ROWS = 42  # of which the last batch of 8 has 2
 
@@ -31,7 +34,8 @@ def optimizer(model: Model) -> Optimizer:
     """AdamW whose encoder learns at half the rate."""
     trained = trained_of(model)
     parts = [[each.parameter for each in trained if (each.encoder is None) is head] for head in (False, True)]
-    return Groups([(Adam(parts[0], decoupled=True), 0.5), (Adam(parts[1], decoupled=True), 1.0)])
+    optimizers = [(Adam(parts[0], decoupled=True), 0.5), (Adam(parts[1], decoupled=True), 1.0)]
+    return Groups([each.parameter for each in trained], optimizers)
 
 
 def run(
@@ -111,6 +115,52 @@ def test_every_step_is_a_place_to_go_on_from(accumulation: int) -> None:
         assert torch.equal(weights(again), weights(model))
         assert told(epochs) == told(expected[1])[state.counters["epoch"] :]
         assert (result.best_epoch, result.metrics) == (expected[0].best_epoch, expected[0].metrics)
+
+
+def test_the_best_weights_of_a_state_are_where_those_of_the_model_are() -> None:
+    states: list[ResumeState] = []
+    run(words.model(), save=states.append, epochs=1)
+    model, elsewhere = words.model(), dataclasses.replace(words.texts(ROWS), device=torch.device("meta"))
+    again = Fit(model, elsewhere, optimizer(model), words.SETTINGS, Single())
+    again.load(states[-1])
+    assert again.best
+    assert all(tensor.device.type == "cpu" for tensor in again.best.values())
+
+
+def test_the_rate_of_steps_counts_those_that_were_made() -> None:
+    states: list[ResumeState] = []
+    run(words.model(), save=lambda state: states.append(copied(state)), epochs=1)
+    model = words.model()
+    again = Fit(model, words.texts(ROWS), optimizer(model), words.SETTINGS, Single())
+    again.load(states[3])
+    again.done.epoch += 1
+    assert again.train_epoch()[2] == 2
+
+
+def test_a_split_is_encoded_once_however_often_it_is_evaluated() -> None:
+    model, rows = words.model(), words.texts(ROWS)
+    expected = evaluate(model, rows)
+    encoded: list[int] = []
+    own: Any = model.encoder("text").module
+    own.register_forward_hook(lambda module, inputs, output: encoded.append(len(output)))
+    found = final(model, rows)
+    assert sum(encoded) == ROWS
+    for metric, value in expected["kind"].items():
+        assert found.values()["kind"][metric] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_tally_goes_on_on_the_device_where_it_was() -> None:
+    model = words.model()
+    (batch,) = words.texts(ROWS).in_order(ROWS)
+    output = model(batch)
+    tally = Tally(model)
+    tally.add(output, batch)
+    state = tally.state_dict()
+    again = Tally(model)
+    again.load_state_dict({**state, "0.weights": state["0.weights"].to("meta")})
+    again.add(output, batch)
+    weights = again.state_dict()["0.weights"]
+    assert (weights.device.type, len(weights)) == ("meta", 2)
 
 
 def test_what_is_frozen_is_neither_saved_nor_kept_twice() -> None:

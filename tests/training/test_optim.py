@@ -256,14 +256,14 @@ def test_groups_step_as_optimizers_of_their_own_would_and_go_on_from_their_state
 
     apart, together, again = parameters(), parameters(), parameters()
     own = [make(apart[:1]), make(apart[1:])]
-    groups = Groups([(make(together[:1]), 0.5), (make(together[1:]), 1.0)])
+    groups = Groups(together, [(make(together[:1]), 0.5), (make(together[1:]), 1.0)])
     for seed in range(3):
         step(own, (0.05, 0.1), apart, seed)
         step([groups], (0.1,), together, seed)
     assert groups.parameters == together
     state = {name: tensor.clone() for name, tensor in groups.state_dict().items()}
     # names are positions among all, so that other groups of the same parameters may go on from it
-    resumed = Groups([(make(again[:2]), 1.0), (make(again[2:]), 1.0)])
+    resumed = Groups(again, [(make(again[1:2]), 1.0), (make([again[0], again[2]]), 1.0)])
     with torch.no_grad():
         for mine, other in zip(again, together, strict=True):
             mine.copy_(other)

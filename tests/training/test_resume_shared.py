@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,13 @@ class Alike(Ranks):
 
     def most(self, number: int) -> int:
         return number
+
+
+class Apart(Ranks):
+    """A process whose others see another folder, which has a state."""
+
+    def most(self, number: int) -> int:
+        return max(number, 1)
 
 
 class Failing(Ranks):
@@ -189,6 +197,25 @@ def test_a_process_whose_others_could_not_write_fails_as_well(tmp_path: Path) ->
     with pytest.raises(UsageError, match="another process could not write its part"):
         Saver(tmp_path, identity, process.ranks)(process.state())
     assert not (tmp_path / checkpoint.STATE).exists()
+
+
+def test_processes_that_do_not_all_find_the_state_go_on_from_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"Some of the processes find the state .*, others do not"):
+        read_state(tmp_path, identity, Apart(1, 2))
+    assert read_state(tmp_path, identity, Alike(1, 2)) is None
+
+
+def test_metrics_that_cannot_be_brought_to_the_disk_are_told_as_a_state_that_cannot_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / checkpoint.METRICS).write_text("{}\n")
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(resume.outside, "sync", full)
+    with pytest.raises(UsageError, match=r"cannot be saved in .* \(No space left on device\)"):
+        Saver(tmp_path, identity)(ResumeState(COUNTERS, {}))
 
 
 def test_saves_that_take_long_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
