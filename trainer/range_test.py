@@ -17,7 +17,7 @@ from trainer.moving import Moving
 from trainer.optim import Gradients, Optimizer
 from trainer.precision import autocast
 from trainer.strategies import Strategy, trained_of
-from trainer.strategies.ranks import ALONE
+from trainer.strategies.ranks import ALONE, Ranks
 
 _LOWEST: Final = 1e-6
 _HIGHEST: Final = 10.0
@@ -37,7 +37,7 @@ def range_test(
     of ``settings`` alone. Encoders that are trained learn at the same rate. Raises ConfigError when no rate makes the loss fall.
     """
     trained = trained_of(model) if strategy is None else strategy.trained(model)
-    moving = Moving(model, trained, ALONE if strategy is None else strategy.ranks)
+    moving = Moving(model, trained, _ranks(strategy))
     before = {name: tensor.clone() for name, tensor in moving.tensors().items()}
     with seeded(settings.seed):
         try:
@@ -62,9 +62,9 @@ def _losses(
     strategy: Strategy | None,
 ) -> Iterator[tuple[float, float]]:
     """Rate and smoothed loss of each step."""
-    total = None if strategy is None else strategy.ranks.sum
+    ranks = _ranks(strategy)
     gradients = Gradients(
-        optimizer.parameters, settings.penalty, settings.clipping, sharded=moving.sharded, total=total
+        optimizer.parameters, settings.penalty, settings.clipping, sharded=moving.sharded, total=ranks.sum
     )
     batches = _endless(train, settings)
     model.train()
@@ -73,7 +73,7 @@ def _losses(
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         with autocast(train.device, settings.mixed_precision):
             output = model(next(batches))
-        loss = float(output.loss.detach())
+        loss = ranks.first(float(output.loss.detach()))  # for all must stop at the same step
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
         smoothed = mean / (1 - _SMOOTHING ** (step + 1))
         if not math.isfinite(loss) or smoothed > _LOST * least:
@@ -87,6 +87,10 @@ def _losses(
             strategy.settle()
         gradients.settle()
         optimizer.step(rate)
+
+
+def _ranks(strategy: Strategy | None) -> Ranks:
+    return ALONE if strategy is None else strategy.ranks
 
 
 def _endless(train: Batches, settings: FitSettings) -> Iterator[Batch]:

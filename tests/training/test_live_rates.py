@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from cachestore.errors import ConfigError
+from cachestore.errors import ConfigError, OutOfMemory
 from tests.training import words
 from trainer.batches import Batch
 from trainer.config import load_config
@@ -41,6 +42,12 @@ class Workers(Single):  # type: ignore[misc]  # one process that says it is one 
 class _First(Ranks):
     def first(self, value: Any) -> Any:
         return value
+
+    def most(self, number: int) -> int:
+        return number
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor
 
 
 Workers.ranks = _First(0, 4)
@@ -137,10 +144,10 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     return given
 
 
-def settled(model: Model, rows: int = 1000, **trainer: Any) -> tuple[int | str, str]:
+def settled(model: Model, rows: int = 1000, strategy: Single | None = None, **trainer: Any) -> tuple[int | str, str]:
     said: list[str] = []
     chosen = config({"learning_rate": 0.01, **trainer}, trainable=True)
-    found = tune.with_batch_size(chosen, model, words.texts(rows), Single(), said.append)
+    found = tune.with_batch_size(chosen, model, words.texts(rows), strategy or Single(), said.append)
     return found.trainer.batch_size, " ".join(said)
 
 
@@ -179,6 +186,20 @@ def test_a_size_that_would_fill_the_memory_is_not_tried(
     assert settled(timed())[0] == 8
     monkeypatch.setattr(Peak, "grown", lambda _: None)  # where the system does not tell
     assert settled(timed())[0] == 128
+
+
+def test_a_size_that_is_too_much_for_one_of_several_processes_is_named(speeds: dict[int, float]) -> None:
+    speeds.update({8: 100, 16: 200, 32: 300})
+    with pytest.raises(
+        OutOfMemory, match=r"auto tried 32 rows at once, and one of the 4 processes has not enough memory"
+    ):
+        settled(timed(most=20), strategy=Workers())
+
+
+def test_processes_share_the_memory_of_a_computer_and_not_that_of_their_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert tune._sharing(torch.device("cpu"), Ranks(0, 4)) == 4
+    assert [tune._sharing(torch.device("cuda"), Ranks(0, world)) for world in (1, 4, 8)] == [1, 1, 2]
 
 
 def test_it_keeps_within_the_data_and_what_is_written(speeds: dict[int, float]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from tests.training.heads import classifier
 from tests.training.test_loop import SETTINGS, kinds, run
 from trainer.optim import Adam, Sgd
 from trainer.range_test import range_test
+from trainer.strategies.ranks import Ranks
+from trainer.strategies.single import Single
 
 
 @pytest.mark.parametrize("make", [Adam, Sgd])
@@ -34,3 +38,18 @@ def test_a_loss_that_never_falls_is_an_error() -> None:
         model.decoder("kind").scores.bias.copy_(torch.tensor([200.0, 0.0, 0.0]))  # type: ignore[union-attr, operator]
     with pytest.raises(ConfigError, match="range_test found no rate"):
         range_test(model, train, Adam(model.parameters()), dataclasses.replace(SETTINGS, batch_size=8))
+
+
+class _Told(Ranks):
+    def first(self, value: Any) -> Any:
+        return math.inf
+
+
+class Second(Single):  # type: ignore[misc]  # a process whose first one has lost its way
+    ranks = _Told(1, 2)
+
+
+def test_it_stops_where_the_first_process_does() -> None:
+    model = classifier()
+    with pytest.raises(ConfigError, match="range_test found no rate"):
+        range_test(model, kinds(200), Adam(model.parameters()), SETTINGS, Second())

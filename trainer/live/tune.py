@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from cachestore.errors import ConfigError
+from cachestore.errors import ConfigError, OutOfMemory
 from trainer.batches import Batch, Batches
 from trainer.epochs import FitSettings
 from trainer.fitting import build_optimizer
@@ -43,7 +43,7 @@ def with_batch_size(
 
     Powers of two from 8 on are tried by steps on the longest rows, until two in a row are not 5 % faster, a minute or memory
     ends, or the size is a fifth of the rows, 128 (512 on a GPU) or max_batch_size. The model is left as it was. Raises
-    ConfigError when memory does not suffice for the first.
+    ConfigError when memory does not suffice for the first, OutOfMemory when one of several ranks has too little for a size.
     """
     trainer = config.trainer
     whole, times = trainer.effective_batch_size, trainer.gradient_accumulation_steps
@@ -89,8 +89,8 @@ def _tried(config: Config, model: Model, train: LiveBatches, most: int, strategy
         model.train()
         try:
             while size <= most and waited < _PATIENCE:
-                # twice what a step of the last size took, by all processes of this machine
-                too_much = free is not None and 2 * grown * ranks.world > _FILLED * free
+                # twice what a step of the last size took
+                too_much = free is not None and 2 * grown * _sharing(train.device, ranks) > _FILLED * free
                 if ranks.most(int(too_much or time.perf_counter() - began > _SECONDS)):
                     break
                 batch = train.longest(size)
@@ -126,14 +126,23 @@ def _seconds(steps: _Steps, batch: Batch, ranks: Ranks) -> float | None:
             if number and ranks.first(taken) > _LONG:
                 break
     except RuntimeError as error:
-        # of several processes the others wait for this one: it ends with them
-        if not out_of_memory(error) or ranks.world > 1:
+        if not out_of_memory(error):
             raise
+        if ranks.world > 1:  # the others wait for this one, and end with it
+            raise OutOfMemory(
+                f"trainer.batch_size: auto tried {batch.rows} rows at once, and one of the {ranks.world} processes has not enough "
+                "memory for its share of them. Set trainer.batch_size to a smaller number."
+            ) from error
         steps.drop()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
     return ranks.first(taken)
+
+
+def _sharing(device: torch.device, ranks: Ranks) -> int:
+    """How many processes take of the same memory."""
+    return -(-ranks.world // torch.cuda.device_count()) if device.type == "cuda" else ranks.world
 
 
 class _Steps:
