@@ -38,7 +38,7 @@ def test_a_killed_rank_is_named_with_its_signal_and_the_others_end() -> None:
 def _one_is_killed(ranks: Ranks, _: Tell) -> None:
     if ranks.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    ranks.barrier()
+    ranks.most(0)
 
 
 def test_what_a_rank_raises_reaches_the_parent_as_it_is_and_a_bug_with_its_traceback() -> None:
@@ -68,13 +68,13 @@ def test_a_bug_on_one_rank_is_not_lost_in_what_it_does_to_the_others() -> None:
 def _fail_on_one(ranks: Ranks, _: Tell, where: int) -> None:
     if ranks.rank == where:
         raise ZeroDivisionError
-    ranks.barrier()
+    ranks.most(0)
 
 
 def _raise_on_one(ranks: Ranks, _: Tell) -> None:
     if ranks.rank == 1:
         raise ConfigError("only here")
-    ranks.barrier()
+    ranks.most(0)
 
 
 def test_an_interrupt_is_passed_on_and_waits_until_ranks_have_saved(tmp_path: Path) -> None:
@@ -82,6 +82,31 @@ def test_an_interrupt_is_passed_on_and_waits_until_ranks_have_saved(tmp_path: Pa
     with pytest.raises(KeyboardInterrupt), Processes(1) as processes:
         processes.run(_save_when_interrupted, saved, tell=_interrupt_soon)
     assert saved.exists()
+
+
+def test_an_interrupt_while_ranks_start_ends_them_without_a_word() -> None:
+    program = textwrap.dedent("""
+        import threading, os, signal, sys
+        from trainer.strategies.processes import Processes
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            Processes(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+    """)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stderr) == (130, "")
+
+
+def test_what_rank_0_has_passes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+
+    def broadcast(box: list[Any], src: int, device: torch.device) -> None:
+        devices.append(device)
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    Ranks(0, 2, torch.device("cuda", 0)).first("a job")
+    assert devices == [torch.device("cpu")]
 
 
 def _interrupt_soon(_: Any) -> None:

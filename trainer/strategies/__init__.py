@@ -62,9 +62,6 @@ class Strategy(Protocol):
     def whole(self, model: Model) -> dict[str, Tensor]:
         """The state of the model as before it was wrapped, on the CPU; empty on all ranks but 0. All ranks call it."""
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-
 
 def trained_of(model: Model) -> list[Trained]:
     """Every parameter of a model that is not wrapped and that takes a gradient, in its order."""

@@ -61,10 +61,6 @@ class Ddp:
         """The state of the model, on rank 0."""
         return whole_of(model) if self.ranks.rank == 0 else {}
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.ranks.barrier()
-
 
 class Means:
     """The gradients of some parameters, averaged over ranks bucket by bucket as the backward pass makes them.

@@ -100,10 +100,6 @@ class Fsdp:
                 found[name] = whole
         return found
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.ranks.barrier()
-
     def _shard(self, module: nn.Module) -> None:
         """One block after the other, so that ranks other than 0 never have more whole weights than one block's."""
         for owner in module.modules():

@@ -113,6 +113,8 @@ class Processes:
                         troubles.append(_Trouble(rank.number, kind, value))
                         end = min(end, time.monotonic() + _GRACE)
                 if interrupt.signal is not None and not passed_on:
+                    if wanted == "ready":  # they are not made for it yet, and have nothing to save
+                        interrupt.deliver()
                     passed_on = True
                     for rank in self._ranks:
                         rank.interrupt()

@@ -64,19 +64,15 @@ class Ranks:
         return int(found.item())
 
     def first(self, value: _T) -> _T:
-        """What rank 0 has: for what ranks could find each its own, such as a measured time. It is pickled."""
+        """What rank 0 has: for what ranks could find each its own, such as a measured time. It is pickled, and passes no GPU."""
         if self.world == 1:
             return value
         import torch.distributed as dist
 
         box: list[Any] = [value if self.rank == 0 else None]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        dist.broadcast_object_list(box, src=0, device=_CPU)
         found: _T = box[0]
         return found
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.most(0)
 
     def _gathered(self, local: Tensor, rows: int) -> Tensor:
         import torch.distributed as dist

@@ -40,6 +40,3 @@ class Single:
     def whole(self, model: Model) -> dict[str, Tensor]:
         """The state of the model."""
         return whole_of(model)
-
-    def barrier(self) -> None:
-        """There is nobody to wait for."""
