@@ -47,8 +47,12 @@ class Scaler:
     def unscale(self, parameters: Sequence[nn.Parameter]) -> bool:
         """Divide the gradients by the scale, and set the next one. False when one overflowed: there must be no step then."""
         gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
-        overflow = torch.zeros((), device=self._scale.device)
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, self._scale.double().reciprocal().float())
+        inverse = self._scale.double().reciprocal().float()
+        overflow = torch.zeros_like(self._scale)
+        for device in {gradient.device for gradient in gradients}:  # shards may be in main memory
+            here, found = [each for each in gradients if each.device == device], torch.zeros((), device=device)
+            torch._amp_foreach_non_finite_check_and_unscale_(here, found, inverse.to(device))
+            overflow += found.to(overflow.device)
         overflow = self._agreed(overflow)
         torch._amp_update_scale_(self._scale, self._good_steps, overflow, _GROWTH, _BACKOFF, _INTERVAL)
         return overflow.item() == 0.0
