@@ -6,7 +6,6 @@ only when it encodes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from cachestore.encoders import image_specs
 from cachestore.encoders.hashing import HashingEncoder
 from cachestore.encoders.image_settings import ImageTransformerSettings, TorchvisionSettings
 from cachestore.encoders.imported import ImportedEncoder, name
+from cachestore.encoders.model_files import sha256_of_file
 from cachestore.encoders.spec import (
     AnySettings,
     HashingSettings,
@@ -130,12 +130,6 @@ def template_of(encoder: EncoderLike) -> str | None:
     settings = parse_settings(encoder) if isinstance(encoder, str | Mapping) else encoder
     template: str | None = getattr(settings, "prompt_template", None)
     return template
-
-
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def never(fingerprint: Fingerprint) -> bool:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cachestore.encoders import hardware, image_model, pictures
+from cachestore.encoders import hardware, image_files, image_model, pictures
 from cachestore.encoders.batches import Budget, tokens_in_memory
 from cachestore.encoders.image_model import ImageModule
 from cachestore.encoders.image_specs import share_key
@@ -178,6 +178,7 @@ def _shared(spec: Mapping[str, Json], place: Path, poolings: Sequence[str], devi
         module = _loaded.get(key)
         if module is None or not module.poolings >= set(poolings):
             module = image_model.load(spec, place, poolings).requires_grad_(False).to(device)
+            image_files.require_same(spec, place)
             _loaded[key] = module
         return module
 

@@ -85,6 +85,17 @@ def read(directory: Path, digest: Callable[[Path], str]) -> ImageFiles:
     )
 
 
+def require_same(spec: Mapping[str, Json], place: Path) -> None:
+    """Raises EncoderError unless the model at ``place``, a directory or torchvision's file, is that of ``spec``; see ``model_files``."""
+    if "architecture" in spec:
+        same = spec["weights"] == [model_files.sha256_of_file(place)]
+    else:
+        files = read(place, model_files.sha256_of_file)
+        same = (spec["config"], spec["weights"]) == (files.config_digest, list(files.weights))
+    if not same:
+        raise model_files.changed(place)
+
+
 def _json(path: Path, without: str) -> Mapping[str, Any]:
     if not path.is_file():
         raise EncoderError(f"{path.parent} holds no {path.name}: {without}.")

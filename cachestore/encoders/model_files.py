@@ -86,6 +86,32 @@ def read(directory: Path, digest: Callable[[Path], str]) -> ModelFiles:
     )
 
 
+def require_same(spec: Mapping[str, Json], directory: Path) -> None:
+    """Raises EncoderError unless the model in ``directory`` is that of ``spec``.
+
+    After the files were read it shows that they were: a model may be put in the place of another at any time.
+    """
+    files = read(directory, sha256_of_file)
+    here = {"config": files.config_digest, "weights": list(files.weights), "tokenizer": dict(files.tokenizer)}
+    if any(spec.get(name) != value for name, value in here.items()):
+        raise changed(directory)
+
+
+def require_same_head(spec: Mapping[str, Json], directory: Path) -> None:
+    """As ``require_same``, of the modules after the pooling."""
+    settings: Any = spec.get("head", [])
+    files = [module.weights for module in modules.read(directory).head] if settings else []
+    if [each.get("weights") for each in settings] != [None if path is None else sha256_of_file(path) for path in files]:
+        raise changed(directory)
+
+
+def changed(place: Path) -> EncoderError:
+    """What to raise where files are not those that they were."""
+    return EncoderError(
+        f"The model in {place} was changed while it was in use. Put its files back, or begin again with those that are there."
+    )
+
+
 def dim(files: ModelFiles, *, poolings: int = 1, layer: int | None = None) -> int:
     """Length of one vector: the width of a hidden layer (None is the last), times the poolings that are joined, as
     the modules after pooling change it. Raises EncoderError when they do not fit."""
@@ -180,6 +206,12 @@ def _tokenizer_digest(path: Path, digest: Callable[[Path], str]) -> str:
     if path.name != "tokenizer_config.json":
         return digest(path)
     return json_digest(modules.load_json(path))
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_digest(value: Any) -> str:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cachestore.encoders import hardware, text_model, transformers_model
+from cachestore.encoders import hardware, model_files, text_model, transformers_model
 from cachestore.encoders.batches import Budget, batches, tokens_in_memory, windows
 from cachestore.encoders.pooling import Head
 from cachestore.encoders.text_model import Collate, load
@@ -89,6 +89,8 @@ def _encode(
     heads = [
         (text_model.layer_of(spec), text_model.make_head(spec, directory, collate).eval().to(device)) for spec in specs
     ]
+    for spec in specs:
+        model_files.require_same_head(spec, directory)
     forward = partial(_forward, backbone, heads, collate, device)
     settled = Budget(batch_tokens, fixed=True) if batch_tokens else _budget(specs[0], backbone, device)
     vectors = [torch.empty((len(payloads), dim), dtype=torch.float32, device=device) for dim in dims]

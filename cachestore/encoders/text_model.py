@@ -12,7 +12,7 @@ import torch
 from tokenizers import normalizers
 from torch import Tensor, nn
 
-from cachestore.encoders import hardware, sentence_transformers_files, transformers_model
+from cachestore.encoders import hardware, model_files, sentence_transformers_files, transformers_model
 from cachestore.encoders.pooling import Head, head_module
 from cachestore.encoders.text_specs import weights_key
 from cachestore.encoders.tokens import Tokenizer, Tokens
@@ -98,12 +98,13 @@ def load_collate(spec: Mapping[str, Json], directory: Path) -> Collate:
 def shared(spec: Mapping[str, Json], directory: Path) -> tuple[Any, nn.Module]:
     """The tokenizer and frozen model of a spec, on the device they run on: loaded once, then kept until ``release``.
 
-    Raises EncoderError when the files are not a model that transformers can load, or lack weights.
+    Raises EncoderError when the files are not a model that transformers can load, lack weights, or are not those of the spec.
     """
     key = weights_key(spec)
     with _loading:
         if key not in _loaded:
             tokenizer, backbone = _load_tokenizer(spec, directory), _load_backbone(spec, directory)
+            model_files.require_same(spec, directory)
             _loaded[key] = tokenizer, backbone.requires_grad_(False).eval().to(hardware.device())
         return _loaded[key]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cachestore.encoders import (
     torchvision_models,
 )
 from cachestore.encoders.image_specs import table
+from cachestore.errors import EncoderError
 from tests.store import tiny_image_models, torchvision_table
 from tests.store.tiny_image_models import SIDE, torch, transformers
 
@@ -340,3 +342,27 @@ def test_auto_is_bfloat16_only_where_pictures_keep_their_direction(
 
     monkeypatch.setattr(image, "encode", blurred)
     assert open_encoder({"type": "mobilenetv3", "weights_path": str(mobilenet)}).spec["precision"] == "float32"
+
+
+def test_a_model_that_is_replaced_before_it_is_loaded_is_not_taken_for_the_one_that_was_opened(
+    tmp_path: Path, mobilenet: Path
+) -> None:
+    directory = tiny_image_models.save(tmp_path / "vit", "vit")
+    weights = Path(shutil.copyfile(mobilenet, tmp_path / "mine.safetensors"))
+    moved = {name: tensor + 0.01 for name, tensor in safetensors.torch.load_file(mobilenet).items()}
+    for settings, change in (
+        (
+            {"type": "auto_image_transformer", "pretrained_model_name_or_path": str(directory)},
+            lambda: tiny_image_models.save(directory, "vit", seed=1),
+        ),
+        (
+            {"type": "mobilenetv3", "weights_path": str(weights)},
+            lambda: safetensors.torch.save_file(moved, weights),
+        ),
+    ):
+        image.release()
+        encoder = open_encoder({"precision": "float32", **settings})
+        change()
+        with pytest.raises(EncoderError, match="was changed while it was in use"):
+            encoder.encode(PICTURES)
+        assert vectors(settings).any()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from cachestore import keys
 from cachestore.encoders import open_encoder, text, text_model, tokens
@@ -20,6 +21,7 @@ from cachestore.encoders.batches import Budget
 from cachestore.errors import DataError, EncoderError
 from tests.store import tiny_models
 from tests.store.tiny_models import TEXTS
+from tests.training import live
 
 PAYLOADS = [text.encode() for text in TEXTS]
 
@@ -159,6 +161,34 @@ def test_missing_weights_are_an_error_not_random_values(saved: Callable[[str], P
     tiny_models.edit_json(directory / "config.json", num_hidden_layers=3)
     with pytest.raises(EncoderError, match=r"lacks weights .*encoder\.layer\.2"):
         encode(directory, [b"a"])
+
+
+def test_a_model_that_is_replaced_before_it_is_loaded_is_not_taken_for_the_one_that_was_opened(tmp_path: Path) -> None:
+    directory = tiny_models.save(tmp_path / "model")
+    settings = {"type": "auto_transformer", "pretrained_model_name_or_path": str(directory), "precision": "float32"}
+    for change in (
+        lambda: tiny_models.save(directory, seed=1),
+        lambda: tiny_models.edit_json(directory / "config.json", hidden_act="relu"),
+        lambda: tiny_models.edit_json(directory / "tokenizer.json", normalizer=None),
+    ):
+        text.release()
+        encoder = open_encoder(settings)
+        change()
+        with pytest.raises(EncoderError, match="was changed while it was in use"):
+            encoder.encode(PAYLOADS)
+        assert open_encoder(settings).encode(PAYLOADS).any()
+
+
+def test_layers_after_the_pooling_are_those_that_were_opened(tmp_path: Path) -> None:
+    directory = live.with_layers_after_pooling(tiny_models.save(tmp_path / "model"))
+    settings = {"type": "auto_transformer", "pretrained_model_name_or_path": str(directory), "precision": "float32"}
+    encoder = open_encoder(settings)
+    encoder.encode(PAYLOADS)
+    save_file(
+        {"linear.weight": torch.ones(8, 16), "linear.bias": torch.ones(8)}, directory / "2_Dense" / "model.safetensors"
+    )
+    with pytest.raises(EncoderError, match="was changed while it was in use"):
+        encoder.encode(PAYLOADS)
 
 
 def test_damaged_weights_are_an_encoder_error(saved: Callable[[str], Path], tmp_path: Path) -> None:
