@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachestore.dataset import open_dataset
-from cachestore.errors import DataError
+from cachestore.errors import DataError, UsageError
 from cachestore.store import Store
 from cachestore.tables import is_frame
 from trainer import checkpoint, loop, pins, rows, stored_inputs
@@ -104,6 +104,7 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     path = Path(run)
     clock = Clock(progress)
     clock.begin("read")
+    identity = checkpoint.run_id(path)
     description = checkpoint.read_model(path)
     config = load_config(description["config"])
     states: dict[str, State] = {name: _state(state) for name, state in description["features"].items()}
@@ -111,6 +112,8 @@ def _use(run: str | os.PathLike[str], data: Any, store: Store, *, targets: bool,
     states.update(lives)
     model = build_model(config, states)
     checkpoint.read_weights(path, model, model.input_of)
+    if checkpoint.run_id(path) != identity:
+        raise UsageError(f"The run at {path} was replaced while it was read. Do it again.")
     dataset = open_dataset(data)
     table = rows.read(config, dataset, targets=targets)
     fitted = {name: state for name, state in states.items() if not isinstance(state, FittedText | LiveState)}

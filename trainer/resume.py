@@ -50,10 +50,14 @@ class ResumeState:
 
 @dataclass(frozen=True)
 class Started:
-    """``sources``: by split, the absolute path of its data, None where it was in memory. ``store``: where it is."""
+    """``sources``: by split, the absolute path of its data, None where it was in memory. ``store``: where it is.
+
+    ``encoders``: by input whose encoder runs in the loop, the fingerprint of that encoder before training.
+    """
 
     sources: Mapping[str, str | None]
     store: str
+    encoders: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_started(folder: Path, started: Started) -> None:

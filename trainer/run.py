@@ -6,16 +6,19 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cachestore.dataset import Dataset, open_dataset
-from cachestore.errors import UsageError
+from cachestore.encoders import exported
+from cachestore.errors import EncoderError, UsageError
+from cachestore.keys import fingerprint
 from cachestore.store import Store
 from trainer import checkpoint, pins, report, resume, run_directory
 from trainer.apply import evaluate, predict
 from trainer.config import load_config
 from trainer.events import Clock, Listener
 from trainer.live.check import check_models
+from trainer.live.state import LiveState
 from trainer.prepare import Prepared, prepare
 from trainer.record import Evaluation, Predictions
 from trainer.runs import Run, StoreLike, opened
@@ -25,6 +28,8 @@ from trainer.schema.preparation import RandomSplit
 from trainer.strategies import launch
 from trainer.strategies.ranks import Ranks
 from trainer.work import Job
+
+_PLACES: Final = ("pretrained_model_name_or_path", "weights_path")
 
 __all__ = ["Evaluation", "Predictions", "Run", "evaluate", "predict", "resume_run", "train"]
 
@@ -67,8 +72,11 @@ def _begin(
     target = None if output is None else Path(output)
     if target is not None:
         run_directory.check_output(target)
+    config = with_models_placed(config)
+    if target is not None:
+        _require_models_stay(config, target)
     with opened(store) as there:
-        return _train(with_models_placed(config), given, there, partial(_begun, target), progress, torchrun)
+        return _train(config, given, there, partial(_begun, target), progress, torchrun)
 
 
 def resume_run(
@@ -104,7 +112,15 @@ def _continue(
             raise UsageError(f"The run at {path} had its {name} data in memory. Give it again.")
     config = load_config(checkpoint.read_config(folder))
     with opened(started.store if store is None else store) as there:
-        return _train(config, sources, there, lambda _: run_directory.continued(path, folder), progress, torchrun)
+        return _train(
+            config,
+            sources,
+            there,
+            lambda _: run_directory.continued(path, folder),
+            progress,
+            torchrun,
+            started.encoders,
+        )
 
 
 def _begun(output: Path | None, data: Dataset) -> AbstractContextManager[run_directory.NewRun]:
@@ -118,6 +134,7 @@ def _train(
     place_of: Callable[[Dataset], AbstractContextManager[run_directory.NewRun]],
     progress: Listener | None,
     torchrun: Ranks | None,
+    encoders: Mapping[str, str] | None = None,
 ) -> Run:
     if config.preprocessing.split is None and len(sources) == 1:
         preprocessing = config.preprocessing.model_copy(update={"split": RandomSplit()})
@@ -127,6 +144,12 @@ def _train(
         clock.say(text)
     check_models(config, store)
     prepared = prepare(config, sources, store, clock)
+    started = _started(prepared, store)
+    for name, before in (encoders or {}).items():
+        if started.encoders.get(name) != before:
+            raise EncoderError(
+                f"The encoder of {name!r} is not the one that the run was begun with. Put its files back, or train again."
+            )
 
     clock.begin("epochs")
     batches = {name: rows_of for name, rows_of in prepared.batches.items() if rows_of.rows}
@@ -146,7 +169,7 @@ def _train(
                 f"cachestore train --resume {place.path} goes on with it."
             )
         checkpoint.write_config(place.folder, config.resolved())
-        resume.write_started(place.folder, _started(prepared, store))
+        resume.write_started(place.folder, started)
         job = Job(
             config=config,
             states=prepared.states,
@@ -199,7 +222,7 @@ def with_models_placed(config: Config) -> Config:
     for feature in config.input_features:
         if isinstance(feature, EncodedInput):
             placed = {}
-            for setting in ("pretrained_model_name_or_path", "weights_path"):
+            for setting in _PLACES:
                 name = getattr(feature.encoder, setting, None)
                 if name is not None and (path := Path(name).expanduser()).exists():
                     placed[setting] = str(path.absolute())
@@ -210,11 +233,29 @@ def with_models_placed(config: Config) -> Config:
     return config.model_copy(update={"input_features": tuple(inputs)})
 
 
+def _require_models_stay(config: Config, target: Path) -> None:
+    """Raises UsageError when an encoder is one of the run that the new one would replace."""
+    gone = target.resolve() / exported.FOLDER
+    for feature in (*config.cached, *config.live):
+        for setting in _PLACES:
+            name = getattr(feature.encoder, setting, None)
+            if name is not None and Path(name).is_absolute() and Path(name).resolve().is_relative_to(gone):
+                raise UsageError(
+                    f"The encoder of {feature.name!r} is one of the run at {target}, which the new one would replace. Name another "
+                    "directory with --output."
+                )
+
+
 def _started(prepared: Prepared, store: Store) -> resume.Started:
     sources = {name: data.path for name, data in prepared.opened.items()}
     return resume.Started(
         sources={name: None if path is None else str(Path(path).resolve()) for name, path in sources.items()},
         store=str(store.root),
+        encoders={
+            name: fingerprint(state.spec).hex()
+            for name, state in prepared.states.items()
+            if isinstance(state, LiveState)
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from safetensors import safe_open
 
 import cachestore
 from cachestore.encoders import exported
-from cachestore.errors import ConfigError
+from cachestore.errors import ConfigError, EncoderError, UsageError
+from tests.store import tiny_models
 from tests.training import live
-from trainer import Run, train
+from trainer import Run, apply, resume_run, train
+from trainer.events import EpochDone, Event
 
 ROWS = live.columns(live.texts(24))
 
@@ -65,6 +68,55 @@ def test_a_run_in_the_place_of_another_takes_its_encoders_away(bert: Path, tmp_p
     again = train(live.config(live.text_input(bert)), ROWS, tmp_path / "store", output=run.path)
     assert again.path == run.path
     assert not (run.path / "encoders").exists()
+
+
+def test_a_run_does_not_take_the_place_of_the_one_whose_encoder_it_has(bert: Path, tmp_path: Path) -> None:
+    run = trained(bert, tmp_path, trainable=True)
+    for encoder in (f"{run.path}#text", {"type": f"{run.path}#text", "adapter": "lora"}):
+        config = live.config({"name": "text", "type": "text", "encoder": encoder})
+        with pytest.raises(UsageError, match=r"The encoder of 'text' is one of the run at .*Name another directory"):
+            train(config, ROWS, tmp_path / "store", output=run.path)
+    assert run.encoders
+
+
+def test_a_run_that_is_replaced_while_it_is_read_is_not_mixed_with_the_new_one(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(bert, tmp_path, trainable=True)
+    build_model = apply.build_model
+
+    def replaced(*arguments: Any) -> Any:
+        monkeypatch.setattr(apply, "build_model", build_model)
+        trained(bert, tmp_path, trainable=True)
+        return build_model(*arguments)
+
+    monkeypatch.setattr(apply, "build_model", replaced)
+    with pytest.raises(UsageError, match="was replaced while it was read"):
+        run.predict(ROWS, tmp_path / "store")
+    assert len(run.predict(ROWS, tmp_path / "store")["topic_predictions"]) == 24
+
+
+@pytest.mark.parametrize("settings", [{"adapter": "lora"}, {"trainable_layers": 1}], ids=str)
+def test_a_base_that_changes_during_training_is_not_mixed_with_what_was_trained_on_the_old_one(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    model = tiny_models.save(tmp_path / "model", **live.NO_DROPOUT["bert"])
+    kept = shutil.copytree(model, tmp_path / "kept")
+
+    def change(event: Event) -> None:
+        if isinstance(event, EpochDone) and event.epoch == 2:
+            tiny_models.save(model, seed=1, **live.NO_DROPOUT["bert"])
+
+    config = live.config(live.text_input(model, **settings))
+    with pytest.raises(EncoderError, match="was changed while it was in use"):
+        train(config, ROWS, tmp_path / "store", output=tmp_path / "run", progress=change)
+    with pytest.raises(EncoderError, match="The encoder of 'text' is not the one that the run was begun with"):
+        resume_run(tmp_path / "run", data=ROWS)
+    shutil.rmtree(model)
+    kept.rename(model)
+    resumed = resume_run(tmp_path / "run", data=ROWS)
+    whole = train(config, ROWS, tmp_path / "store", output=tmp_path / "whole")
+    live.assert_same_losses(resumed, whole, 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "t5"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cachestore.encoders import text_model
+from cachestore.encoders import image_files, model_files, text_model
 from cachestore.encoders.image_model import OneVector
 from cachestore.encoders.text_settings import TextSettings
 from cachestore.errors import ConfigError
@@ -27,7 +27,8 @@ def live_encoder(feature: EncodedInput, state: LiveState, config: Config, *, wei
     """The encoder of ``feature`` with its pretrained weights, or those that a run gave it, on the CPU.
 
     Without ``weights`` it is on the meta device, and no file of weights is read.
-    Raises ConfigError where ``feature`` or ``config`` asks for what the model has not, EncoderError as loading does.
+    Raises ConfigError where ``feature`` or ``config`` asks for what the model has not, EncoderError as loading does, and
+    where the files of a model that stays as it is, but for an adapter, are no longer those of ``state``.
     """
     with torch.random.fork_rng(devices=[]):  # the rest of the model is drawn as if this were none of it
         torch.manual_seed((torch.initial_seed() + zlib.crc32(feature.name.encode())) % 2**63)
@@ -42,6 +43,8 @@ def _made(feature: EncodedInput, state: LiveState, config: Config, *, weights: b
         if isinstance(feature, TextInput)
         else _image(feature, state, weights=weights)
     )
+    if weights and mode != "full":  # a run's own weights are not those of the spec
+        _require_same(state)
     encoder.frozen = mode == "frozen"
     module: Any = encoder.module
     if config.trainer.enable_gradient_checkpointing and mode != "frozen":
@@ -77,6 +80,14 @@ def _text(feature: TextInput, state: LiveState, *, weights: bool) -> LiveEncoder
 
 def _image(feature: ImageInput, state: LiveState, *, weights: bool) -> LiveEncoder:
     return PictureEncoder(pictures.load(state, weights=weights), state.dim, batch_size=feature.encoder.batch_size)
+
+
+def _require_same(state: LiveState) -> None:
+    if state.kind == "image":
+        image_files.require_same(state.spec, Path(state.place))
+    else:
+        model_files.require_same(state.spec, Path(state.place))
+        model_files.require_same_head(state.spec, Path(state.place))
 
 
 def _checkpoint(backbone: Any, where: str) -> None:
