@@ -7,10 +7,11 @@ encoder, without the place, in encoder.json.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from cachestore.errors import ConfigError, nearest
 
@@ -51,7 +52,13 @@ def dereferenced(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     kind = value.get("type")
     if isinstance(kind, str) and _is_reference(kind):
-        return {**_settings(kind, "type"), **{key: item for key, item in value.items() if key != "type"}}
+        for key in _PLACES:
+            if value.get(key) is not None:
+                raise ConfigError(f"encoder.{key}: {kind} is a model already; leave one of them out")
+        return {
+            **_settings(kind, "type"),
+            **{key: item for key, item in value.items() if key not in ("type", *_PLACES)},
+        }
     for key in _PLACES:
         name = value.get(key)
         if isinstance(name, str) and _is_reference(name):
@@ -103,5 +110,5 @@ def _why_not(run: Path, feature: str) -> str:
 
 
 def _quoted(feature: str) -> str:
-    # a name may hold slashes, or be no more than dots
-    return quote(feature, safe=" ").replace(".", "%2E")
+    # a name may hold slashes, or be no more than dots; letters stay, for a name of a file holds 255 bytes
+    return re.sub(r"[\x00-\x1f\x7f%./\\]", lambda found: f"%{ord(found[0]):02X}", feature)

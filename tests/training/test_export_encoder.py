@@ -172,6 +172,26 @@ def test_settings_may_be_written_over_those_of_a_reference(models: Path, tmp_pat
         parse_settings({**given, "type": "bert"})
 
 
+@pytest.mark.parametrize("key", ["pretrained_model_name_or_path", "weights_path"])
+def test_a_reference_beside_the_place_of_another_model_is_refused(models: Path, tmp_path: Path, key: str) -> None:
+    directory = live.saved(models / "plain")
+    feature, spec, _, module = trained(directory)
+    reference = exported_run(tmp_path / "run", feature, spec, directory, module)
+    with pytest.raises(ConfigError, match=rf"encoder\.{key}: .*#text is a model already; leave one of them out"):
+        parse_settings({"type": reference, key: str(directory)})
+
+
+@pytest.mark.parametrize(
+    "name", ["客户对我们产品和服务的整体满意度以及他们愿意向朋友推荐的可能性", "a/b", "..", "50 %", "a\\b", "a:b"]
+)
+def test_a_feature_of_any_name_has_a_folder_of_its_own(tmp_path: Path, name: str) -> None:
+    place = exported.folder(tmp_path, name)
+    place.mkdir(parents=True)
+    (place / "encoder.json").write_text("{}")
+    assert place.parent == tmp_path / "encoders"
+    assert exported.folders(tmp_path) == {name: place}
+
+
 def test_a_reference_that_leads_nowhere_says_why(models: Path, tmp_path: Path) -> None:
     directory = live.saved(models / "plain")
     feature, spec, _, module = trained(directory)
