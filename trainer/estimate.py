@@ -23,7 +23,7 @@ from trainer.live.columns import LiveColumn
 from trainer.model import Model
 from trainer.prepare import Divided, divide
 from trainer.schema import Config
-from trainer.schema.inputs import EncodedInput
+from trainer.schema.inputs import EncodedInput, InputFeature
 from trainer.schema.optimizers import LBFGS, SGD
 from trainer.schema.preparation import RandomSplit
 from trainer.schema.training import TrainerConfig
@@ -118,7 +118,7 @@ def estimate(
     if config.preprocessing.split is None and len(sources) == 1:
         preprocessing = config.preprocessing.model_copy(update={"split": RandomSplit()})
         config = config.model_copy(update={"preprocessing": preprocessing})
-    plain = without_draws(config)
+    plain = _without_auto(without_draws(config))
     divided = divide(plain, sources, Clock(progress))
     train = (divided.parts == 0) & divided.tables["train"].usable
     states, columns = _states(plain, divided, train, store)
@@ -148,16 +148,25 @@ def estimate(
     )
 
 
+def _without_auto(config: Config) -> Config:
+    """The config with float32 for ``precision: auto``, which may have to be measured, and that takes weights."""
+    inputs: list[InputFeature] = []
+    for feature in config.input_features:
+        if isinstance(feature, EncodedInput) and getattr(feature.encoder, "precision", None) == "auto":
+            encoder = feature.encoder.model_copy(update={"precision": "float32"})
+            inputs.append(feature.model_copy(update={"encoder": encoder}))
+        else:
+            inputs.append(feature)
+    return config.model_copy(update={"input_features": tuple(inputs)})
+
+
 def _states(
     config: Config, divided: Divided, train: np.ndarray[Any, np.dtype[np.bool_]], store: Store
 ) -> tuple[dict[str, State], dict[str, LiveColumn]]:
     """What features are to the model, and the cells of live ones."""
     states: dict[str, State] = dict(rows.fit(config, divided.tables["train"], train, divided.opened["train"].label))
     for feature in config.cached:
-        settings = feature.encoder
-        if hasattr(settings, "precision"):  # auto may have to be measured, which takes weights
-            settings = settings.model_copy(update={"precision": "float32"})
-        found = resolve(settings, digest=store.digest, known=store.knows)
+        found = resolve(feature.encoder, digest=store.digest, known=store.knows)
         states[feature.name] = FittedText(found.dim, False, found.spec)
     if not config.live:
         return states, {}

@@ -21,6 +21,8 @@ from trainer.schema.tuning import Tuning
 _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _NULL: Final = {"type": "null"}
 _INNER_DEFAULTS: Final = {"split": "random"}  # of sections that are absent, and not of a type, when nothing is written
+_NAMED: Final = {"type": "string", "pattern": "#"}  # RUN#FEATURE, an encoder that a run has trained
+_REFERENCES: Final = (_NAMED, {"type": "object", "properties": {"type": _NAMED}, "required": ["type"]})
 _FROZEN: Final = {"trainable": {"enum": [False, None]}, "adapter": _NULL}  # of encoders without weights
 
 
@@ -52,6 +54,8 @@ def config_schema() -> dict[str, Any]:
         for member in _members(features["items"]):
             definition = definitions[_name(member)]
             definition["required"] = ["name"]  # defaults may give the rest
+    for settings in faults.classes(EncodedInput):
+        definitions[settings.__name__]["properties"]["encoder"]["anyOf"] += _REFERENCES
     schema["properties"]["defaults"] = _defaults(definitions)
     spaces = [_typed(member, "space") for member in _members(sweep["properties"]["parameters"]["additionalProperties"])]
     sweep["properties"]["parameters"] = {

@@ -74,7 +74,7 @@ def with_defaults(trainer: TrainerConfig, written: Any, features: Sequence[Input
     """The trainer section with the defaults that it has where an encoder is trained: a learning rate by what is trained, and clipping."""
     if not any(isinstance(each, EncodedInput) and each.tuning.mode != "frozen" for each in features):
         return trainer
-    said = [key for key, item in written.items() if item is not None] if isinstance(written, Mapping) else []
+    said = written if isinstance(written, Mapping) else {}  # a null is said, too: of clipping, that there is none
     changes: dict[str, Any] = {}
     if "learning_rate" not in said and isinstance(trainer.optimizer, Adam | AdamW):
         changes["learning_rate"] = "auto"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cachestore.encoders import precision
 from cachestore.store import Store, open_store
 from tests.training import live
 from tests.training import test_live_images as images
@@ -166,6 +167,16 @@ def test_weights_are_not_read(store: Store, tmp_path: Path) -> None:
     assert estimate(
         made(tmp_path, "bert", pretrained_model_name_or_path=str(place), trainable=True), ROWS, store
     ).memory
+
+
+def test_a_precision_is_not_measured(models: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*_: object) -> None:
+        pytest.fail("weights were read")
+
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_calibrate", measured)
+    for in_the_loop in (True, False):
+        assert estimate(made(models, "bert", live=in_the_loop, precision="auto"), ROWS, store).memory
 
 
 @pytest.mark.parametrize(

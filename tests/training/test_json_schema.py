@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 HANDLED = {
     "type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems", "anyOf", "oneOf",
-    "allOf", "$ref", "enum", "const", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "propertyNames",
+    "allOf", "$ref", "enum", "const", "pattern", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "propertyNames",
 }  # fmt: skip
 SAID = {"title", "description", "default", "$defs", "$schema", "discriminator"}
 
@@ -47,6 +48,8 @@ def valid(value: Any, schema: dict[str, Any]) -> bool:
         if not low <= value <= high or (above is not None and value <= above) or (below is not None and value >= below):
             return False
     if isinstance(value, str) and len(value) < schema.get("minLength", 0):
+        return False
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         return False
     return (
         all(valid(value, part) for part in schema.get("allOf", ()))
@@ -164,6 +167,15 @@ def test_what_can_be_read_is_valid(changes: dict[str, Any]) -> None:
     resolved = load_config(config).resolved()
     assert valid(config, SCHEMA)
     assert valid(json.loads(json.dumps(resolved)), SCHEMA)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_the_encoder_of_a_run_is_valid(kind: str) -> None:
+    for encoder in ("runs/lora#text", {"type": "runs/lora#text", "dtype": "float32", "adapter": "lora"}):
+        feature = {"name": "a", "type": kind}
+        assert valid({**BASE, "input_features": [{**feature, "encoder": encoder}]}, SCHEMA)
+        assert valid({**BASE, "input_features": [feature], "defaults": {kind: {"encoder": encoder}}}, SCHEMA)
+    assert not valid({**BASE, "input_features": [{"name": "a", "type": "category", "encoder": "runs/a#b"}]}, SCHEMA)
 
 
 @pytest.mark.parametrize("changes", BAD, ids=str)

@@ -210,8 +210,9 @@ def test_a_trained_encoder_has_defaults_of_its_own_for_rate_and_clipping() -> No
     said = {"learning_rate": 0.002, "gradient_clipping": {"clipvalue": 0.5}}
     told = load_config(written(bert(trainable=True), trainer=said)).trainer
     assert (told.learning_rate, told.gradient_clipping.clipglobalnorm) == (0.002, None)
-    none = load_config(written(bert(trainable=True), trainer={"gradient_clipping": {"clipglobalnorm": None}})).trainer
-    assert none.gradient_clipping.clipglobalnorm is None
+    for nothing in (None, {"clipglobalnorm": None}):
+        none = load_config(written(bert(trainable=True), trainer={"gradient_clipping": nothing})).trainer
+        assert none.gradient_clipping.clipglobalnorm is None
     assert load_config(written(bert(trainable=True), trainer={"optimizer": "sgd"})).trainer.learning_rate == 0.001
 
 
