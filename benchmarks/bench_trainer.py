@@ -32,20 +32,25 @@ CONTESTANTS = {
 def measured(place: Path, contestant: str, mode: str, precision: str, batch_size: int) -> dict[str, Any]:
     """What a process of ``benchmarks.end_to_end`` measured."""
     by, *flags = CONTESTANTS[contestant]
-    command = [sys.executable, "-m", "benchmarks.end_to_end", by, "train.csv", "train.csv", *flags]
+    command = [sys.executable, "-m", "benchmarks.end_to_end", by, "train.csv", *flags]
     _, out = timed([*command, "--mode", mode, "--precision", precision, "--batch-size", str(batch_size)], place)
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
 
 def table(data: Path | None, rows: int, path: Path) -> str:
-    """The first rows of the training table of ``data``, or made up ones; returns what they are."""
+    """Some rows of the training table of ``data``, or made up ones; returns what they are."""
     if data is None:
-        make_table(path, rows)
-        path.write_text(path.read_text(encoding="utf-8").replace("label", "category", 1), encoding="utf-8")
+        make_up(path, rows)
         return "made up"
     common.sample(data / "train.csv", path, rows)
     return data.name
+
+
+def make_up(path: Path, rows: int) -> None:
+    """Write a table of made up texts."""
+    make_table(path, rows)
+    path.write_text(path.read_text(encoding="utf-8").replace("label", "category", 1), encoding="utf-8")
 
 
 def main(

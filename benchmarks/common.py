@@ -32,13 +32,13 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def sample(source: Path, target: Path, rows: int) -> None:
-    """Write ``rows`` rows of a CSV file, or all if it has fewer, drawn once and for all; the header stays."""
+def sample(source: Path, target: Path, rows: int, skip: int = 0) -> None:
+    """Write ``rows`` rows of a CSV file after ``skip`` others, as far as there are, in an order drawn once and for all; with the header."""
     with source.open(encoding="utf-8", newline="") as file:
         header, *found = csv.reader(file)
     random.Random(0).shuffle(found)
     with target.open("w", encoding="utf-8", newline="") as out:
-        csv.writer(out).writerows([header, *found[:rows]])
+        csv.writer(out).writerows([header, *found[skip : skip + rows]])
 
 
 def machine() -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """One training of all-MiniLM-L6-v2 and a linear head, by cachestore or by Hugging Face's Trainer, in a process of its own.
 
-``python -m benchmarks.end_to_end cachestore TRAIN.csv TEST.csv --mode lora`` prints one JSON object: ``row``, the seconds that a row
+``python -m benchmarks.end_to_end cachestore TRAIN.csv --mode lora`` prints one JSON object: ``row``, the seconds that a row
 of training takes, from the end of the first step to that of the last of its epoch; ``seconds`` of all; ``peak``, the most memory that
-was in use; ``state``, the bytes of the optimizer's state; ``accuracy`` and ``curve`` (of each epoch) on the test rows, of ours.
+was in use; ``state``, the bytes of the optimizer's state; of ours with ``--validation`` and ``--test``, ``accuracy`` on the test rows, and
+``curve``, that of each epoch on the validation rows.
 
 Both train the same module (mean pooling, then the head) on the same texts, pad each batch to its longest text, clip gradients at 1
 and step with torch's fused AdamW. cachestore puts texts of about one length together unless it is told not to (``--unsorted``), as
@@ -29,7 +30,6 @@ from cachestore.encoders.locate import packaged_minilm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 LORA = {"r": 8, "alpha": 16, "dropout": 0.05}
-DROPOUT = 0.1  # MiniLM's own
 
 
 class Steps:
@@ -63,8 +63,8 @@ def config(mode: str, precision: str, epochs: int, batch_size: int, **trainer: A
     }
 
 
-def by_cachestore(train: Path, test: Path, settings: dict[str, Any], measure: str) -> dict[str, Any]:
-    """``measure``: "speed" trains one epoch without evaluating; "accuracy" validates each epoch on the test rows."""
+def by_cachestore(train: Path, held: Mapping[str, Path], settings: dict[str, Any]) -> dict[str, Any]:
+    """``held``: the tables of validation and test rows; without any, nothing is evaluated."""
     from trainer import train as train_run
     from trainer import work
     from trainer.events import EpochDone, Event, StepDone
@@ -87,10 +87,8 @@ def by_cachestore(train: Path, test: Path, settings: dict[str, Any], measure: st
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        held = {} if measure == "speed" else {"validation": test, "test": test}
-        settings = {**settings, "preprocessing": {"split": {"type": "random", "probabilities": [1.0, 0.0, 0.0]}}}
-        if held:
-            del settings["preprocessing"]
+        if not held:
+            settings = {**settings, "preprocessing": {"split": {"type": "random", "probabilities": [1.0, 0.0, 0.0]}}}
         run = train_run(settings, train, place / "store", output=place / "run", progress=listen, **held)
         accuracy = run.metrics["test"]["category"]["accuracy"] if held else None
     state = sum(tensor.nbytes for tensor in optimizers[-1].state_dict().values())
@@ -101,7 +99,9 @@ def by_cachestore(train: Path, test: Path, settings: dict[str, Any], measure: st
         "state": state,
         "accuracy": accuracy,
         "curve": curve,
+        "best_epoch": run.best_epoch,
         "learning_rate": run.learning_rate,
+        "encoder_learning_rates": dict(run.encoder_learning_rates),
         "batch_size": run.batch_size,
     }
 
@@ -214,7 +214,10 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.mode != "frozen":
             more["bucket_by_length"] = not arguments.unsorted
         settings = config(arguments.mode, arguments.precision, arguments.epochs, arguments.batch_size, **more)
-        found = by_cachestore(arguments.train, arguments.test, settings, arguments.measure)
+        held = {
+            name: getattr(arguments, name) for name in ("validation", "test") if getattr(arguments, name) is not None
+        }
+        found = by_cachestore(arguments.train, held, settings)
     return {**found, "peak": peak()}
 
 
@@ -222,10 +225,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("by", choices=["cachestore", "transformers"])
     parser.add_argument("train", type=Path)
-    parser.add_argument("test", type=Path)
+    parser.add_argument("--validation", type=Path)
+    parser.add_argument("--test", type=Path)
     parser.add_argument("--mode", choices=["frozen", "lora", "full"], default="full")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--measure", choices=["speed", "accuracy"], default="speed")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--unsorted", action="store_true")

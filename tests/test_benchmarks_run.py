@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "bench_known_rows": {"rows": 500, "turns": 1},
     "bench_modes": {
         "rows": 40,
+        "validation_rows": 10,
         "test_rows": 10,
         "epochs": {"frozen": 2, "lora": 1, "full": 1},
         "batch_size": 16,
