@@ -105,7 +105,9 @@ def _follow(dry_run: bool) -> None:
 
     try:
         launch.follow()
-    except CachestoreError as error:
+    except CachestoreError as error:  # the first knows nothing of it where it is this process's own, such as its memory
+        told = f"process {os.environ['RANK']}: {error}"
+        output.error(type(error).__name__, told, error.exit_code, as_json=False)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(output.INTERRUPTED) from None

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-from cachestore.errors import ConfigError, DataError, ProcessLost
+from cachestore.errors import ConfigError, DataError, OutOfMemory, ProcessLost
+from cli import train as train_command
 from trainer.events import Notice
-from trainer.strategies import handover
+from trainer.strategies import handover, launch
 from trainer.strategies.processes import Processes
 from trainer.strategies.ranks import ALONE, Ranks
 
@@ -96,6 +97,28 @@ def test_an_interrupt_while_ranks_start_ends_them_without_a_word() -> None:
     """)
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (found.returncode, found.stderr) == (130, "")
+
+
+def test_a_process_of_torchrun_that_ends_is_an_error_of_the_first_and_tells_its_own(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def gone(_: Ranks | None) -> None:
+        raise RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+    def full() -> None:
+        raise OutOfMemory("too little memory")
+
+    monkeypatch.setattr(launch, "_join", Ranks)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ProcessLost, match="Another of the processes that torchrun started has ended, and says why"):
+        launch.lead(gone)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(launch, "follow", full)
+    with pytest.raises(SystemExit) as ended:
+        train_command.command()
+    assert ended.value.code == OutOfMemory.exit_code
+    assert capfd.readouterr() == ("", "error: process 1: too little memory\n")
 
 
 def test_what_rank_0_has_passes_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

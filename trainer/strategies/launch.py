@@ -10,13 +10,13 @@ from typing import Any, Final, TypeVar, cast
 
 import torch
 
-from cachestore.errors import ConfigError, UsageError
+from cachestore.errors import ConfigError, ProcessLost, UsageError
 from trainer.events import Clock, PhaseBegun
 from trainer.precision import half
 from trainer.schema import Config
 from trainer.schema.backend import BackendTrainer, RayBackend
 from trainer.strategies import Strategy
-from trainer.strategies.ranks import Ranks
+from trainer.strategies.ranks import Ranks, others_ended
 from trainer.strategies.single import Single
 from trainer.work import Job, Outcome, work
 
@@ -31,6 +31,7 @@ def train(job: Job, clock: Clock, torchrun: Ranks | None, path: Path) -> Outcome
     """
     config = job.config
     chosen = config.backend.trainer
+    remedy = f"Go on with: cachestore train --resume {path}"
     if torchrun is not None:
         _check_torchrun(torchrun, chosen, config, clock)
     if not config.live:
@@ -43,7 +44,7 @@ def train(job: Job, clock: Clock, torchrun: Ranks | None, path: Path) -> Outcome
     if isinstance(config.backend, RayBackend):
         from trainer.strategies import ray  # not without need: it takes seconds to import
 
-        return ray.train(job, _work, _hearing(clock))
+        return ray.train(job, _work, _hearing(clock), remedy)
     world = _workers(chosen)
     if chosen.strategy is None or (chosen.strategy == "ddp" and world == 1):
         if chosen.strategy is not None:
@@ -52,7 +53,7 @@ def train(job: Job, clock: Clock, torchrun: Ranks | None, path: Path) -> Outcome
     from trainer.strategies.processes import Processes
 
     with Processes(world) as processes:
-        return processes.run(_work, job, tell=_hearing(clock), remedy=f"Go on with: cachestore train --resume {path}")
+        return processes.run(_work, job, tell=_hearing(clock), remedy=remedy)
 
 
 def strategy_of(config: Config, ranks: Ranks) -> Strategy:
@@ -70,14 +71,21 @@ def strategy_of(config: Config, ranks: Ranks) -> Strategy:
 
 def lead(body: Callable[[Ranks | None], _T]) -> _T:
     """What ``body`` returns. Under torchrun the first process alone calls it, with its ranks; the others do their part of what it
-    trains, and return what it returned.
+    trains, and return what it returned. Raises ProcessLost where one of these ends before.
     """
     if follows():
         return cast("_T", follow())
     if not by_torchrun():
         return body(None)
     ranks = _join()
-    value = body(ranks)
+    try:
+        value = body(ranks)
+    except RuntimeError as error:
+        if others_ended(str(error)):
+            raise ProcessLost(
+                "Another of the processes that torchrun started has ended, and says why. Go on with: cachestore train --resume RUN"
+            ) from error
+        raise
     ranks.first(("end", value))
     _leave()
     return value

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 from cachestore.errors import CachestoreError, ProcessLost, UsageError
 from trainer.interrupts import deferred
 from trainer.strategies import handover
+from trainer.strategies.ranks import others_ended
 
 _T = TypeVar("_T")
 _POLL: Final = 0.25
@@ -147,8 +148,7 @@ class _Trouble:
     def __init__(self, rank: int, kind: str, value: Any) -> None:
         self.rank, self.kind, self._value = rank, kind, value
         self.ours = kind == "failed" and isinstance(value[0], CachestoreError)
-        told = str(value[0]) if kind == "failed" else ""
-        self.follows = "gloo" in told or "NCCL" in told  # a message that was on its way when another rank ended
+        self.follows = kind == "failed" and others_ended(str(value[0]))
 
     def error(self, world: int, remedy: str) -> BaseException:
         if self.kind == "lost":

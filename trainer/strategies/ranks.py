@@ -100,3 +100,8 @@ class _Gather(torch.autograd.Function):
 
 
 ALONE: Final = Ranks()
+
+
+def others_ended(told: str) -> bool:
+    """Whether an error that says this is about a message that was on its way when another rank ended."""
+    return "gloo" in told or "NCCL" in told

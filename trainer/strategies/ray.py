@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol, cast
 import ray
 import ray.train
 import ray.train.torch
+from ray._private.utils import read_ray_address
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cachestore.errors import CachestoreError, ProcessLost, UsageError
@@ -40,8 +41,9 @@ class Work(Protocol):
     def __call__(self, ranks: Ranks, tell: Callable[[Any], None], job: Job, saved: Callable[[], None]) -> Outcome: ...
 
 
-def train(job: Job, work: Work, hear: Callable[[Any], None]) -> Outcome:
-    """What rank 0 returns of ``work``, which must be a function that a module has by its name; ``hear`` gets what it tells.
+def train(job: Job, work: Work, hear: Callable[[Any], None], remedy: str) -> Outcome:
+    """What rank 0 returns of ``work``, which must be a function that a module has by its name; ``hear`` gets what it tells, and
+    ``remedy`` says what to do when workers are lost.
 
     Workers that die are restarted with the last state that was saved, as often as ``max_failures`` says; what ``work`` raises of
     ours ends the run. Raises that, ProcessLost when workers died too often, and UsageError for a cluster that cannot be had.
@@ -49,14 +51,14 @@ def train(job: Job, work: Work, hear: Callable[[Any], None]) -> Outcome:
     backend = job.config.backend
     assert isinstance(backend, RayBackend)
     with _cluster(backend):
-        return _Run(job, backend).train(work, hear)
+        return _Run(job, backend, remedy).train(work, hear)
 
 
 class _Run:
     """One run of Ray Train, named by the id of ours, so that it is found again when the run goes on."""
 
-    def __init__(self, job: Job, backend: RayBackend) -> None:
-        self._job, self._backend = job, backend
+    def __init__(self, job: Job, backend: RayBackend, remedy: str) -> None:
+        self._job, self._backend, self._remedy = job, backend, remedy
         self._resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = int(self._resources.get("GPU", 0))
         chosen = backend.trainer
@@ -131,8 +133,7 @@ class _Run:
         who = f"Worker {dead[0]}" if dead else "One"
         tries = self._backend.max_failures
         return ProcessLost(
-            f"{who} of the {self._world} that train died, and backend.max_failures lets Ray restart them {tries} times. "
-            f"Go on with: cachestore train --resume {self._job.folder}"
+            f"{who} of the {self._world} that train died, and backend.max_failures lets Ray restart them {tries} times. {self._remedy}"
         )
 
     def _fetch(self, result: Any) -> None:
@@ -281,7 +282,9 @@ def _storage(backend: RayBackend, folder: Path) -> str:
 
 @contextlib.contextmanager
 def _cluster(backend: RayBackend) -> Iterator[None]:
-    """A cluster for the body: the one that this process uses, that of ``address``, that of this machine, or a new one that ends with it."""
+    """A cluster for the body: the one that this process uses, that of ``address``, that which `ray start` began on this machine, or a
+    new one that ends with it.
+    """
     if ray.is_initialized():
         yield
         return
@@ -306,9 +309,12 @@ def _connect(backend: RayBackend, stack: contextlib.ExitStack) -> None:
                 f"backend.address: there is no Ray cluster at {address} that can be used ({error}). Start it, or leave address out."
             ) from error
         return
-    with contextlib.suppress(ConnectionError):
-        ray.init(address="auto", **quiet)
-        return
+    # as `ray start` notes it: by "auto" Ray finds those of other runs too, which end with them
+    address = read_ray_address()
+    if address is not None:
+        with contextlib.suppress(ConnectionError):
+            ray.init(address=address, **quiet)
+            return
     chosen = backend.trainer
     wanted = 1 if chosen.num_workers == "auto" else chosen.num_workers
     cpus = math.ceil(wanted * chosen.resources_per_worker.get("CPU", 1))
