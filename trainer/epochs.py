@@ -190,7 +190,9 @@ class Fit:
             # rank 0's: the last bits of a GPU's sums differ from one to another, and all must go on alike
             value = self._ranks.first(_value(metrics["validation"], self._settings))
             if better(self._settings.validation_metric, value, self.done.best_value if self.best else None):
-                self.best = {name: tensor.clone() for name, tensor in self._moving.tensors().items()}
+                for name, tensor in self._moving.tensors().items():
+                    # in place of the best before, so that there are never three copies
+                    self.best[name] = self.best[name].copy_(tensor) if name in self.best else tensor.clone()
                 self.done.best_epoch, self.done.best_value, self.done.best_metrics = self.done.epoch, value, metrics
         else:
             self.done.best_epoch, self.done.best_metrics = self.done.epoch, metrics

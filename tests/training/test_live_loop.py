@@ -203,6 +203,33 @@ def test_gradients_that_are_not_finite_stop_it_before_the_step() -> None:
     assert torch.equal(weights(model), before)
 
 
+def test_rows_that_do_not_fit_into_memory_at_once_say_which_setting_takes_fewer() -> None:
+    model = words.model()
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    own: Any = model.encoder("text").module
+    own.register_forward_hook(full)
+    with pytest.raises(OutOfMemory, match="Set a smaller batch_tokens, or for pictures batch_size"):
+        evaluate(model, words.texts(ROWS))
+
+
+def test_the_best_weights_take_the_place_of_the_best_before() -> None:
+    model = words.model()
+    fitting = Fit(model, words.texts(ROWS), optimizer(model), words.SETTINGS, Single())
+    fitting.done.epoch = 1
+    fitting.judge({"validation": {"kind": {"accuracy": 0.5}}})
+    places = {name: tensor.data_ptr() for name, tensor in fitting.best.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    fitting.judge({"validation": {"kind": {"accuracy": 0.6}}})
+    assert {name: tensor.data_ptr() for name, tensor in fitting.best.items()} == places
+    weight: Any = model.decoder("kind").scores.weight  # type: ignore[union-attr]
+    assert torch.equal(fitting.best["decoders.feature:kind.scores.weight"], weight)
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
 def test_a_step_that_does_not_fit_says_what_takes_less(error: RuntimeError) -> None:
     model = words.model()

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from cachestore.encoders.batches import Budget, batches
 from cachestore.encoders.text_model import Collate
+from cachestore.errors import OutOfMemory
 from trainer.live.cells import Cells
+from trainer.live.steps import out_of_memory
 from trainer.strategies.ranks import ALONE, Ranks
 
 # Tokens of a padded batch that leaves no gradient behind: on a CPU more leave the caches, on a GPU less leave it idle.
@@ -77,7 +79,15 @@ class LiveEncoder(nn.Module, ABC):
         chunks: list[NDArray[np.int64]] = [
             np.asarray(chunk, np.int64) for chunk in batches(cells.lengths().tolist(), budget)
         ]
-        parts = [self._vectors(cells.take(chunk)) for chunk in chunks]
+        try:
+            parts = [self._vectors(cells.take(chunk)) for chunk in chunks]
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                "There is not enough memory for the encoder of an input. Set a smaller batch_tokens, or for pictures batch_size, among "
+                "its encoder settings."
+            ) from error
         for _ in range(self.ranks.most(len(chunks)) - len(chunks)):
             self._vectors(cells.take(np.zeros(1, np.int64)))
         order = torch.from_numpy(np.argsort(np.concatenate(chunks), kind="stable"))
