@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -19,6 +20,7 @@ from cachestore.errors import EncoderError, ProcessLost
 from tests.training import live
 from trainer import Run, resume, resume_run, train
 from trainer.events import Event, StepDone
+from trainer.schema.backend import RayBackend
 from trainer.strategies import launch
 
 pytest.importorskip("ray", reason="the extra ray")
@@ -160,6 +162,24 @@ def test_what_the_work_raises_ends_the_run_at_once(models: Path, tmp_path: Path)
 
     with pytest.raises(EncoderError, match="cannot be loaded"):
         train(config, ROWS, tmp_path / "store", output=tmp_path / "run", progress=break_it)
+
+
+def test_a_run_joins_the_cluster_of_this_machine_but_not_one_that_another_run_started_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.strategies import ray as strategy
+
+    joined: list[str] = []
+    monkeypatch.setattr(strategy.ray, "init", lambda address, **_: joined.append(address))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with contextlib.ExitStack() as stack:
+        strategy._connect(RayBackend(), stack)
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:6379")  # as `ray start` does
+    with contextlib.ExitStack() as stack:
+        strategy._connect(RayBackend(), stack)
+    assert joined == ["local", "127.0.0.1:6379"]
 
 
 def tiny_copy(models: Path, place: Path) -> Path:
