@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ from trainer.schema import Config
 from trainer.schema.adapters import TYPES, LoRA, unsupported
 from trainer.schema.backend import BackendTrainer, RayBackend, RayTrainer
 from trainer.schema.inputs import TextInput
-
-SEEDS = sorted((Path(__file__).resolve().parents[3] / "shared" / "seed_configs").glob("*.yaml"))
 
 
 def written(encoder: Any, **sections: Any) -> dict[str, Any]:
@@ -360,11 +357,3 @@ def test_the_capability_table() -> None:
     assert unsupported("resnet50", "prompt_tuning", None, False, "image") is not None
     assert unsupported("resnet50", None, None, True, "image") is not None
     assert unsupported("vit", None, "fsdp", True, "image") is None
-
-
-@pytest.mark.skipif(not SEEDS, reason="the configs that users bring are not in this checkout")
-@pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.stem)
-def test_the_configs_that_users_bring_are_read(path: Path) -> None:
-    config = load_config(path)
-    assert load_config(config.resolved()) == config
-    assert {each.tuning.mode for each in config.live} <= {"full", "adapter"}
