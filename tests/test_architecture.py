@@ -53,7 +53,7 @@ DOORS = {
     ),
     "transformers": ("cachestore/encoders/transformers_model.py",),
     "torchvision": ("cachestore/encoders/torchvision_models.py",),
-    "peft": ("trainer/adapters.py",),
+    "peft": ("trainer/adapters/",),
     "ray": ("trainer/strategies/ray.py",),
     "typer": ("cli/",),
     "rich": ("cli/",),
