@@ -159,7 +159,10 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(line), allow_nan=False) + "\n")
     except OSError as error:
-        raise outside.unwritable(path, error) from error
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror or error}). Make room; then go on from the state that was saved before: "
+            "cachestore train --resume RUN"
+        ) from error
 
 
 def _read_of_run(run: Path, name: str) -> dict[str, Any]:

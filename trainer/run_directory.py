@@ -12,8 +12,8 @@ from typing import final
 from uuid import uuid4
 
 from cachestore import outside
-from cachestore.errors import UsageError
-from trainer.checkpoint import FILES, MARK, SUMMARY, is_run, run_id, write_mark
+from cachestore.errors import TrainingDiverged, UsageError
+from trainer.checkpoint import FILES, MARK, STATE, SUMMARY, is_run, run_id, write_mark
 
 
 @final
@@ -35,15 +35,17 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
     """A new run at ``output``, or at the first free one of ``runs/<stem>``, ``runs/<stem>_1``, …
 
     A run that lies at ``output`` already stays as it is until the body has ended well; then the new one takes its place,
-    and files that are not of a run stay there. If the body fails, a run that replaces none is left as far as it got.
+    and files that are not of a run stay there. If the body fails, a run that replaces none is left as far as it got, and so
+    is one that does and has saved a state to go on from, unless its training diverged, which it would again.
     Raises UsageError as ``check_output`` does, and when the directory cannot be made.
     """
     run = _make(output, stem)
     try:
         with _held(run.folder):
             yield run
-    except BaseException:
-        if run.folder != run.path:
+    except BaseException as error:
+        goes_on = (run.folder / STATE).exists() and not isinstance(error, TrainingDiverged)
+        if run.folder != run.path and not goes_on:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
     if run.folder != run.path:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cachestore.errors import ConfigError, DamageError, UsageError
+from cachestore.errors import ConfigError, DamageError, ProcessLost, TrainingDiverged, UsageError
 from trainer import checkpoint, load_config, run_directory
 
 FILES = {"run.json", "config.yaml", "metrics.jsonl", "model.json", "model.safetensors", "summary.json"}
@@ -186,6 +186,29 @@ def test_a_rerun_that_fails_leaves_the_finished_run(tmp_path: Path, error: type[
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("error", "stays"), [(KeyboardInterrupt, True), (ProcessLost, True), (TrainingDiverged, False)]
+)
+def test_a_rerun_that_is_stopped_can_go_on_from_its_state(
+    tmp_path: Path, error: type[BaseException], stays: bool
+) -> None:
+    written(tmp_path / "run")
+    before = contents(tmp_path / "run")
+
+    def fail() -> None:
+        with run_directory.new_run(tmp_path / "run", "train") as run:
+            (run.folder / checkpoint.STATE).write_bytes(b"a state")
+            raise error("x")
+
+    with pytest.raises(error):
+        fail()
+    assert contents(tmp_path / "run") == before
+    if stays:
+        assert (run_directory.unfinished(tmp_path / "run") / checkpoint.STATE).exists()
+    else:
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(16, os.strerror(16))], ids=repr)
 def test_a_run_that_cannot_be_replaced_stays_and_so_does_the_new_one(
@@ -259,6 +282,13 @@ def test_places_that_cannot_be_a_run_are_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(UsageError, match=r"cannot be replaced, because it is the working directory"):
         written(Path(".."))
     assert contents(tmp_path / "run").keys() == FILES
+
+
+def test_a_line_that_finds_no_room_tells_how_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"steps\.jsonl cannot be written \(.*\)\. Make room; then go on .* --resume RUN"
+    ):
+        checkpoint.append_step(tmp_path / "gone", {"step": 1})
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
