@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -209,3 +210,28 @@ def _gather(ranks: Ranks, _: Tell, rows: int) -> tuple[torch.Tensor, torch.Tenso
     assert ranks.first(ranks.rank) == 0
     assert ranks.sum(torch.ones(2)).tolist() == [2.0, 2.0]
     return vectors.detach(), local.grad
+
+
+FOLLOWER = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+from trainer.strategies import launch
+launch.follow()
+"""
+
+
+def test_a_process_of_torchrun_that_waits_for_the_first_ends_when_it_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(120)
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1]), "TORCHELASTIC_RUN_ID": "x"}
+        place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        with subprocess.Popen(
+            [sys.executable, "-c", FOLLOWER], env={**os.environ, **meeting, **place}, stderr=subprocess.DEVNULL
+        ) as process:
+            connection, _ = server.accept()
+            with connection:
+                process.terminate()
+                try:
+                    assert process.wait(20) == -signal.SIGTERM
+                finally:
+                    process.kill()

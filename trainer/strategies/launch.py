@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -103,13 +106,25 @@ def follows() -> bool:
 
 def follow() -> Any:
     """Do what the first process that torchrun started is at, where that needs several; returns what it does at its end."""
-    ranks = _join()
-    kind, value = _told(ranks)
+    with _ended_at_once():
+        ranks = _join()
+        kind, value = _told(ranks)
     if kind == "job":
         _work(ranks, None, value)
         _, value = _told(ranks)
     _leave()
     return value
+
+
+@contextlib.contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """A signal ends this process while it waits for the first, which no handler of Python's would see the end of."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _told(ranks: Ranks) -> tuple[str, Any]:
