@@ -20,6 +20,8 @@ from trainer.frozen import keys_of
 
 Path: TypeAlias = tuple[str | int, ...]
 
+# What a section takes besides its own keys: Ludwig's places of settings that stand elsewhere here.
+_READ_TOO: Final = {"trainer": ("strategy", "num_workers", "cpu_offload")}
 _WANTED: Final = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -202,7 +204,7 @@ def unknown_key(section: str, key: str, keys: Iterable[str]) -> str:
     known = ludwig.KEYS.get(section, {})
     if key in known:
         return known[key]
-    names = list(keys)
+    names = [*keys, *_READ_TOO.get(section, ())]
     return "unknown key" + (nearest(key, names) or (f"; the keys here are {', '.join(names)}" if names else ""))
 
 

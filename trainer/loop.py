@@ -14,7 +14,7 @@ from trainer.batches import Batch, Batches
 from trainer.epochs import Fit, FitSettings
 from trainer.interrupts import Interrupt, deferred
 from trainer.live.batches import LiveBatches
-from trainer.live.steps import StepDone
+from trainer.live.steps import StepDone, diverged
 from trainer.model import Model, Output
 from trainer.optim import Lbfgs, Optimizer
 from trainer.precision import autocast
@@ -127,7 +127,11 @@ def fit(
             else:
                 metrics["train"] = tally.metrics()
             if validation is not None:
-                metrics["validation"] = evaluate(model, validation, settings.eval_batch_size, settings.mixed_precision)
+                judged = _tally(model, validation, settings.eval_batch_size, settings.mixed_precision)
+                metrics["validation"] = judged.metrics()
+                if judged.first_bad_step() is not None:
+                    # the last step was too large, and no later one of the epoch saw it
+                    raise diverged(run.done.epoch, steps, rate, what="The loss of the validation rows is")
             run.judge(metrics)
             on_epoch(
                 EpochDone(
@@ -148,11 +152,15 @@ def fit(
 
 def evaluate(model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False) -> Metrics:
     """Loss and metrics of every output feature over all rows."""
+    return _tally(model, batches, batch_size, mixed_precision).metrics()
+
+
+def _tally(model: Model, batches: Batches, batch_size: int | None, mixed_precision: bool) -> Tally:
+    tally = Tally(model)
     with threads_for(2 * (batch_size or EVALUATION_ROWS) * _size(model, batches)):
-        tally = Tally(model)
         for batch, output in outputs(model, batches, batch_size, mixed_precision):
             tally.add(output, batch)
-        return tally.metrics()
+    return tally
 
 
 def encoded(model: Model, batches: Batches, batch_size: int | None = None, mixed_precision: bool = False) -> Batches:

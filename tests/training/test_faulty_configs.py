@@ -30,7 +30,7 @@ input_features:
 output_features:
   - {name: recommended, type: binary, decoder: {num_fc_layer: 1}, loss: {positive_class_wight: 2}}
 combiner: {type: concat, num_fc_layer: 1}
-trainer: {epoch: 3, optimizer: {type: adam, weight_deacy: 0.1}, learning_rate_scheduler: {warmup_fracton: 0.1}}
+trainer: {epoch: 3, num_worker: 2, optimizer: {type: adam, weight_deacy: 0.1}, learning_rate_scheduler: {warmup_fracton: 0.1}}
 preprocessing: {splt: random}
 backnd: local
 """,
@@ -44,6 +44,7 @@ backnd: local
             "output_features.recommended.loss.positive_class_wight: unknown key; did you mean 'positive_class_weight'?",
             "combiner.num_fc_layer: unknown key; did you mean 'num_fc_layers'?",
             "trainer.epoch: unknown key; did you mean 'epochs'?",
+            "trainer.num_worker: unknown key; did you mean 'num_workers'?",
             "trainer.optimizer.weight_deacy: unknown key; did you mean 'weight_decay'?",
             "trainer.learning_rate_scheduler.warmup_fracton: unknown key; did you mean 'warmup_fraction'?",
             "preprocessing.splt: unknown key; did you mean 'split'?",

@@ -254,3 +254,10 @@ def test_a_metric_no_row_defines_is_nan_not_an_error() -> None:
     rows = three_outputs(20)
     rows.targets["is_bee"].zero_()
     assert math.isnan(evaluate(three_decoders(), rows)["is_bee"]["roc_auc"])
+
+
+def test_weights_that_the_last_step_of_an_epoch_spoilt_end_the_fit() -> None:
+    train, validation = kinds(16), kinds(16, seed=1)
+    validation.inputs["text"][:] *= 1e30
+    with pytest.raises(TrainingDiverged, match="loss of the validation rows is not finite at epoch 1, step 1 of it"):
+        run(classifier(), train, validation, learning_rate=1e30)

@@ -267,6 +267,14 @@ def test_a_run_without_what_reports_need_still_has_a_page(tmp_path: Path, store:
         report.write(tmp_path / "none")
 
 
+def test_rows_without_a_probability_leave_the_page_without_a_calibration(tmp_path: Path, store: Store) -> None:
+    run = train(config(), write(tmp_path / "messages.csv", messages(60)), store, output=tmp_path / "run")
+    path = run.path / "evaluation.json"
+    path.write_text(re.sub(r'"confidence": [^,}]*', '"confidence": null', path.read_text()))
+    assert "Calibration" in checked(run.path / "report.html").text
+    assert "Calibration" not in checked(report.write(run.path)).text
+
+
 def test_curves_are_those_of_scikit_learn() -> None:
     generator = np.random.default_rng(0)
     truth = generator.random(400) < 0.4

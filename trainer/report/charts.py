@@ -106,7 +106,8 @@ def outcomes(kind: str, state: Mapping[str, Any], outcome: Outcome, evaluation: 
             figures += _number(outcome)
         case "vector":
             figures.append(_distances(outcome))
-    bins = evaluation.get("calibration")
+    # a model that diverged has rows without a probability
+    bins = [one for one in evaluation.get("calibration") or () if one["confidence"] is not None]
     if bins:
         x_label, y_label = "probability of the prediction", "share that is right"
         if kind == "binary":
