@@ -96,3 +96,11 @@ def test_a_frozen_encoder_trains_nothing(models: Path) -> None:
     _, module = loaded(models, "bert")
     freeze(module, Tuning(), None, "here")
     assert trained(module) == set()
+
+
+def test_an_adapter_above_the_layer_that_is_pooled_is_told_by_the_layer(models: Path) -> None:
+    _, module = loaded(models, "bert", layer=1)
+    module.requires_grad_(False)
+    blocks(module)[1].requires_grad_(True)
+    with pytest.raises(ConfigError, match="here: nothing that is trained comes before layer 1, which is pooled"):
+        freeze(module, Tuning.model_validate({"adapter": {"type": "lora"}}), None, "here")

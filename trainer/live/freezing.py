@@ -45,9 +45,7 @@ def freeze(module: nn.Module, tuning: Tuning, regex: str | None, where: str) -> 
         if regex is not None and re.search(regex, name):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise ConfigError(
-            f"{where}: layers_to_freeze_regex leaves no weight of it to train. Let it name fewer, or set trainable: false."
-        )
+        raise ConfigError(f"{where}: {_why_nothing(module, regex)}, or leave the encoder frozen.")
 
 
 def require_names(regex: str, modules: Iterable[nn.Module]) -> None:
@@ -58,6 +56,13 @@ def require_names(regex: str, modules: Iterable[nn.Module]) -> None:
             f"trainer.layers_to_freeze_regex: {regex!r} is in the name of no weight of an encoder; they are called "
             f"{', '.join(names[:3])} and so on."
         )
+
+
+def _why_nothing(module: nn.Module, regex: str | None) -> str:
+    if regex is None:
+        layer = getattr(module, "layer", None)
+        return f"nothing that is trained comes before layer {layer}, which is pooled. Set a higher layer"
+    return "layers_to_freeze_regex leaves no weight of it to train. Let it name fewer"
 
 
 def _freeze_what_plays_no_part(module: nn.Module) -> None:
