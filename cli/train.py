@@ -56,8 +56,8 @@ def command(
 
     Rows whose vectors the store lacks are built first. Without --validation and --test, and without a split in the
     config, rows are split at random into 70 % train, 10 % validation and 20 % test. A run at --output is replaced when
-    the new one is finished. A run that was stopped goes on with --resume from the last epoch saved (every ten seconds),
-    and ends with the same weights.
+    the new one is finished. A run that was stopped goes on with --resume from the last epoch saved (every ten seconds;
+    where an encoder is trained, from the last step saved), and ends with the same weights.
 
     \b
     Examples:

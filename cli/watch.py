@@ -42,9 +42,11 @@ def watching(out: Output) -> Iterator[Listener]:
                     steps.append(event)
                     if bar:
                         bar.step(event.step, event.steps, step_note(steps))
-                case EpochDone() if steps:  # the bar counts steps
+                case EpochDone() if steps:  # the bar counts steps; without one, hours may pass
                     if bar:
                         bar.line(epoch_line(event))
+                    else:
+                        out.say(epoch_line(event))
                 case EpochDone():
                     if bar:
                         bar.epoch(

@@ -55,6 +55,7 @@ def train(job: Job, clock: Clock, torchrun: Ranks | None, path: Path) -> Outcome
         return work(job, Single(), clock)
     from trainer.strategies.processes import Processes
 
+    clock.say(f"{chosen.strategy}: {world} {'process trains' if world == 1 else 'processes train'}.")
     with Processes(world) as processes:
         return processes.run(_work, job, tell=_hearing(clock), remedy=remedy)
 
