@@ -9,7 +9,8 @@ import pytest
 
 from cachestore.built import Progress
 from cli.bar import Bar
-from cli.watch import epoch_line, step_note
+from cli.output import Output
+from cli.watch import epoch_line, step_note, watching
 from tests.commands.conftest import Command
 from tests.commands.test_train import CONFIG, rows, write
 from trainer.events import EpochDone, StepDone
@@ -145,6 +146,19 @@ def test_names_in_the_bar_are_shown_as_they_are(
     shown = capsys.readouterr().err
     assert "build odd[/b] \\x1b]0;title\\x07.csv" in shown
     assert "red \\x1b[31m" in shown
+
+
+def test_where_encoders_are_trained_every_epoch_is_told_without_a_terminal_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    values = {"epoch": 1, "gradient_norm": 1.0, "learning_rate": 0.1, "rows": 8, "seconds": 0.25}
+    step = StepDone(step=1, steps=40, loss=1.0, tokens=500, **values)  # type: ignore[arg-type]
+    epoch = EpochDone(1, 2, {"train": {"y": {"loss": 0.5}}}, ("y", "loss"), 0.1, 4.0, 2.0, best=True)
+    with watching(Output(as_json=False, quiet=False)) as listener:
+        listener(epoch)
+        listener(step)
+        listener(epoch)
+    assert capsys.readouterr().err.count("epoch 1/2  train loss 0.5000") == 1
 
 
 def test_the_bar_of_steps_shows_their_speed_and_the_mean_of_their_losses() -> None:

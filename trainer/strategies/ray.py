@@ -88,7 +88,7 @@ class _Run:
         fit = _Fit(trainer)
         hear(
             Notice(
-                f"{chosen.strategy} on Ray: {self._world} {'worker trains' if self._world == 1 else 'workers train'}."
+                f"{chosen.strategy or 'ddp'} on Ray: {self._world} {'worker trains' if self._world == 1 else 'workers train'}."
             )
         )
         self._say_if_waiting(hear)
