@@ -153,6 +153,12 @@ def test_each_family_trains_the_adapters_that_the_table_allows_and_no_other(
             adapters.adapt(loaded(saved, kind)[1], ADAPTERS[adapter], "text")
 
 
+def test_targets_that_the_model_has_not_are_told_with_those_it_has(saved: Saved) -> None:
+    adapter = LoRA(target_modules=("q_proj",))
+    with pytest.raises(ConfigError, match="Its layers are called c_attn, c_fc, c_proj: write a list"):
+        adapters.adapt(loaded(saved, "gpt2")[1], adapter, "text")
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_family_whose_layers_peft_does_not_know_has_its_attention_or_its_linear_layers_adapted(
     saved: Saved, kind: str, tmp_path: Path

@@ -119,7 +119,7 @@ def test_a_run_trained_whole_needs_its_base_no_more_and_one_with_an_adapter_refu
         if name == "full":
             np.testing.assert_allclose(predict(runs[name], data, store)["topic_probability"], before, rtol=0, atol=1e-5)
             continue
-        with pytest.raises(EncoderError):
+        with pytest.raises(EncoderError, match="needs the model it began with"):
             predict(runs[name], data, store)
         tiny_models.save(directory, seed=1, **live.NO_DROPOUT["bert"])
         with pytest.raises(EncoderError, match=r"'text' is not the one this run was trained with: .*changed"):

@@ -56,7 +56,7 @@ def adapt(
         )
     called = None if example is None else called_layers(backbone, example)
     settings = _settings(adapter, backbone, called)
-    with _said_as_config_error(where):
+    with _said_as_config_error(where, backbone):
         model = wrapped(backbone, PEFT_TYPE_TO_CONFIG_MAPPING[_type(adapter)](**settings))
     if called is not None:
         _require_called(model, called, where)
@@ -172,10 +172,20 @@ def _without_prompt(model: nn.Module, inputs: object, output: Any) -> Any:
 
 
 @contextmanager
-def _said_as_config_error(where: str) -> Iterator[None]:
+def _said_as_config_error(where: str, backbone: nn.Module) -> Iterator[None]:
     """What PEFT finds wrong with settings is the config's fault."""
     try:
         yield
     except (ValueError, TypeError, NotImplementedError, Warning) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if reason.startswith("Target modules"):
+            names = {
+                name.rpartition(".")[2]
+                for name, module in backbone.named_modules()
+                if type(module).__name__ in ("Linear", "Conv1D", "Conv2d")
+            }
+            reason = (
+                f"{reason.partition('. ')[0]}. Its layers are called {', '.join(sorted(names))}: write a list of such names, a pattern "
+                "of whole names, or all-linear"
+            )
         raise ConfigError(f"{where}: does not fit the model: {reason}") from error

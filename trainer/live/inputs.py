@@ -61,7 +61,13 @@ def of_run(feature: EncodedInput, state: LiveState, run: Path, store: Store) -> 
     if feature.tuning.mode == "full":
         folder = _there(exported.folder(run, feature.name))
         return replace(state, place=str(folder / exported.WEIGHTS if "architecture" in state.spec else folder))
-    found = _resolved(feature, store, precision=str(state.spec["precision"]))
+    try:
+        found = _resolved(feature, store, precision=str(state.spec["precision"]))
+    except EncoderError as error:
+        raise EncoderError(
+            f"{run} holds of the encoder of {feature.name!r} only what it trained, and needs the model it began with: {error} "
+            "Put that back, or train again."
+        ) from error
     if fingerprint(found.spec) != fingerprint(state.spec):
         names = sorted({*found.spec, *state.spec})
         changed = [name for name in names if found.spec.get(name) != state.spec.get(name)]
