@@ -17,7 +17,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "bench_images": {"rows": 8, "turns": 1},
     "bench_known_rows": {"rows": 500, "turns": 1},
     "bench_modes": {
-        "rows": 40,
+        "rows": 400,
         "validation_rows": 10,
         "test_rows": 10,
         "epochs": {"frozen": 2, "lora": 1, "full": 1},

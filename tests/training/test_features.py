@@ -21,6 +21,7 @@ from sklearn.preprocessing import RobustScaler
 from cachestore.dataset import KEPT_SKIPPED, open_dataset
 from cachestore.errors import DataError
 from trainer import features
+from trainer.config import load_config
 from trainer.encoders import input_encoder
 from trainer.features import Filled, Fitted, FittedBinary, FittedCategory, FittedNumber
 from trainer.features.read import read_columns
@@ -40,6 +41,11 @@ _ENCODERS: dict[str, Any] = {
     "sparse": OnehotCategory(type="sparse"),
     "dense": DenseCategory(),
 }
+
+
+CONFIG = load_config(
+    {"input_features": [{"name": "c", "type": "category"}], "output_features": [{"name": "y", "type": "binary"}]}
+)
 
 
 def marked(rows: int, train: Sequence[int] | None) -> NDArray[np.bool_]:
@@ -454,7 +460,7 @@ def test_a_value_first_seen_later_is_a_vector_of_zeros() -> None:
     index = torch.from_numpy(column.values)
     for encoder in ("onehot", "sparse", "dense"):
         feature = CategoryInput(name="c", encoder=_ENCODERS[encoder])
-        module, dim = input_encoder(feature, state)
+        module, dim = input_encoder(feature, state, CONFIG)
         vectors = module(index)
         assert vectors.shape == (4, dim)
         assert (vectors[3] == 0).all()
@@ -466,7 +472,7 @@ def test_a_value_unknown_in_training_too_is_learnt_of() -> None:
     state, column = learnt(category(most_common=1), ["a", "b", "a"])
     assert isinstance(state, FittedCategory)
     assert state.unknown
-    module, dim = input_encoder(CategoryInput(name="c", encoder=OnehotCategory()), state)
+    module, dim = input_encoder(CategoryInput(name="c", encoder=OnehotCategory()), state, CONFIG)
     assert module(torch.from_numpy(column.values)).tolist() == [[0, 1], [1, 0], [0, 1]]
     assert dim == 2
     assert learnt(category(), ["a", None])[0] == FittedCategory(("<UNK>", "a"), 0, unknown=True)

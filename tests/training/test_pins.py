@@ -180,7 +180,7 @@ def test_rows_that_were_forgotten_are_left_out_and_are_no_skipped_input() -> Non
     reasons = np.array([0, MISSING, SKIPPED, FORGOTTEN], np.uint8)
     vectors = stored_inputs.Vectors(np.zeros((4, 2), np.float32), reasons, {})
     states = {"text": stored_inputs.FittedText(2, True, {})}
-    joined = rows.join(load_config(CONFIG), None, {"text": vectors}, states, "data")
+    joined = rows.join(load_config(CONFIG), None, {"text": vectors}, {}, states, "data")
     assert joined.drop.tolist() == ["", "", "text: skipped", "text: forgotten"]
     assert joined.dropped() == {"text: skipped": 1, "text: forgotten": 1}
     assert joined.missing["text"][:, 0].tolist() == [0, 1, 0, 0]
