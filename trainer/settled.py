@@ -38,11 +38,15 @@ class SettledEncoder:
             # auto was settled when the spec was made, and holds whatever this machine would choose
             settings = settings.model_copy(update={"precision": self.spec["precision"]})
         opened = self.store.open_encoder(settings)
-        if fingerprint(opened.spec) != fingerprint(self.spec):
-            names = sorted({*opened.spec, *self.spec})
-            changed = [name for name in names if opened.spec.get(name) != self.spec.get(name)]
-            raise EncoderError(
-                f"The encoder of {self.feature.name!r} is not the one this run was trained with: {', '.join(changed)} changed. "
-                "Put the model files back, or train again."
-            )
+        require_same(self.feature, opened.spec, self.spec)
         return opened.encode(payloads)
+
+
+def require_same(feature: EncodedInput, found: Mapping[str, Json], spec: Mapping[str, Json]) -> None:
+    """Raises EncoderError where the encoder of ``feature``, as ``found``, is not the one that a run has the ``spec`` of."""
+    if fingerprint(found) != fingerprint(spec):
+        changed = [name for name in sorted({*found, *spec}) if found.get(name) != spec.get(name)]
+        raise EncoderError(
+            f"The encoder of {feature.name!r} is not the one this run was trained with: {', '.join(changed)} changed. "
+            "Put the model files back, or train again."
+        )

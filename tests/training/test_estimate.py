@@ -30,11 +30,6 @@ ROWS = live.columns(live.texts(60))
 FACTOR = 1.5  # of activations; most families are exact
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return open_store(tmp_path / "store")

@@ -58,11 +58,6 @@ def stored(encoder: str | dict[str, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(opened.encode(PAYLOADS))
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_what_is_exported_makes_the_vectors_of_the_module(models: Path, tmp_path: Path, kind: str) -> None:
     directory = tiny_models.save(models / kind, kind)

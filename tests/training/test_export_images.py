@@ -17,11 +17,6 @@ from trainer.export_encoder import export
 from trainer.schema.inputs import ImageInput
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.mark.parametrize("kind", [*tiny_image_models.CONFIGS, "shufflenet_v2_x0_5", "mnasnet0_5"])
 def test_what_is_exported_makes_the_vectors_of_the_module(models: Path, tmp_path: Path, kind: str) -> None:
     feature = ImageInput(name="picture", column="picture", encoder=parse_settings(live_images.encoder(models, kind)))

@@ -23,11 +23,6 @@ from trainer.live.inputs import read_live
 DATA = live.columns(live.texts(30))
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 def made(
     tmp_path: Path, directory: Path, trainer: dict[str, Any] | None = None, *, weights: bool = True, **settings: Any
 ) -> tuple[LiveEncoder, TextCells]:

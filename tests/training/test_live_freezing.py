@@ -18,11 +18,6 @@ TEXTS = [b"the parcel", b"please refund the card that I used"]
 FULL = Tuning(trainable=True)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 def loaded(models: Path, kind: str, layer: int | None = None) -> tuple[text_model.Collate, text_model.TextModule]:
     place = models / kind
     if not place.exists():

@@ -30,11 +30,6 @@ from trainer.live.pictures import PixelCells
 COLOURS = {"card": (200, 40, 40), "parcel": (40, 180, 40), "bank": (40, 40, 200)}
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with open_store(tmp_path / "store") as opened:

@@ -106,11 +106,6 @@ backend:
 """
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 def trained(text: str, feature: str, model: Path, place: Path, *overrides: str) -> Run:
     """A run of the config on a small table, its model taken from a directory."""
     path = place / "config.yaml"

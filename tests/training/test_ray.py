@@ -30,11 +30,6 @@ RAY: dict[str, Any] = {"type": "ray", "trainer": {"strategy": "fsdp", "num_worke
 pytestmark = [pytest.mark.filterwarnings("ignore:.use_.* is deprecated:DeprecationWarning"), pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.fixture(autouse=True)
 def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield

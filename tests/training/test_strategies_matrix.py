@@ -47,11 +47,6 @@ def table() -> Iterator[list[str]]:
         Path(path).write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cell", CELLS)

@@ -17,7 +17,6 @@ from cachestore.encoders import exported, template_of, text_model
 from cachestore.encoders.resolved import Resolved
 from cachestore.encoders.spec import resolve
 from cachestore.errors import DamageError, EncoderError
-from cachestore.keys import fingerprint
 from cachestore.manifest import MISSING, PRESENT
 from cachestore.store import Store
 from trainer.live import pictures
@@ -26,6 +25,7 @@ from trainer.live.columns import LiveColumn
 from trainer.live.state import LiveState
 from trainer.schema import Config
 from trainer.schema.inputs import EncodedInput, TextInput
+from trainer.settled import require_same
 
 _CUT: Final = 1 << 15  # rows tokenised at once
 
@@ -68,13 +68,7 @@ def of_run(feature: EncodedInput, state: LiveState, run: Path, store: Store) -> 
             f"{run} holds of the encoder of {feature.name!r} only what it trained, and needs the model it began with: {error} "
             "Put that back, or train again."
         ) from error
-    if fingerprint(found.spec) != fingerprint(state.spec):
-        names = sorted({*found.spec, *state.spec})
-        changed = [name for name in names if found.spec.get(name) != state.spec.get(name)]
-        raise EncoderError(
-            f"The encoder of {feature.name!r} is not the one this run was trained with: {', '.join(changed)} changed. "
-            "Put the model files back, or train again."
-        )
+    require_same(feature, found.spec, state.spec)
     placed = replace(state, place=str(found.directory))
     if feature.tuning.mode == "frozen":
         return placed
