@@ -67,9 +67,8 @@ class Claims:
         rest = [key for key in keys if key not in claimed] if claimed else keys
         # alone, nothing was stored since they were looked up, or hardly; the claim itself looks again
         alone = not force and all(row[:OWNER_SIZE] == self.owner for row in self._seen)
-        there = [False] * len(rest) if alone else self.stored(rest)
-        free = [key for key, stored in zip(rest, there, strict=True) if not stored]
-        stored = set(itertools.compress(rest, there))
+        stored = set() if alone else set(itertools.compress(rest, self.stored(rest)))
+        free = [key for key in rest if key not in stored] if stored else rest
         if not free:  # nothing to write, and so nobody to wait for
             return Taken(set(), stored, others)
         self._any = True

@@ -174,13 +174,19 @@ class Fill:
 
     def _encode_window(self) -> None:
         window, self._window, self._window_bytes = self._window, {}, 0
-        taken = self._claims.take(list(window))
-        self.found += len(taken.stored)
-        self._wait_for(taken.others, window)
-        if taken.mine:
-            self._encode([key for key in window if key in taken.mine], window)
+        if mine := self._claim(window):
+            self._encode(mine)
         else:
             self._window_rows = min(self._limits.window_rows, self._window_rows * 4)  # get past what others do quickly
+
+    def _claim(self, window: Mapping[Key, bytes], *, force: bool = False) -> Mapping[Key, bytes]:
+        """What of the window is to be encoded here; what another writer encodes is put off."""
+        taken = self._claims.take(list(window), force=force)
+        self.found += len(taken.stored)
+        self._wait_for(taken.others, window)
+        if len(taken.mine) == len(window):
+            return window
+        return {key: payload for key, payload in window.items() if key in taken.mine}
 
     def _resolve(self, writers: Sequence[bytes], force: bool = False) -> None:
         """Take what became free of what is put off for these writers, and encode it."""
@@ -190,11 +196,8 @@ class Fill:
         # window by window: a shard that gets full on the way ends all claims
         waiting = iter(payloads.items())
         while window := dict(itertools.islice(waiting, self._limits.window_rows)):
-            taken = self._claims.take(list(window), force=force)
-            self.found += len(taken.stored)
-            self._wait_for(taken.others, window)
-            if taken.mine:
-                self._encode([key for key in window if key in taken.mine], window)
+            if mine := self._claim(window, force=force):
+                self._encode(mine)
         self.yield_claims()
 
     def _wait_for(self, others: Mapping[bytes, set[Key]], window: Mapping[Key, bytes]) -> None:
@@ -220,9 +223,9 @@ class Fill:
             pause = min(pause * 1.5, _LAST_PAUSE)
         return list(probes)
 
-    def _encode(self, keys: list[Key], window: Mapping[Key, bytes]) -> None:
+    def _encode(self, window: Mapping[Key, bytes]) -> None:
         began = time.monotonic()
-        payloads = [window[key] for key in keys]
+        keys, payloads = list(window), list(window.values())
         returned = self.encoder.encode(payloads)
         vectors, refused = returned if isinstance(returned, Encoded) else (returned, {})
         vectors = _as_numbers(vectors)

@@ -182,7 +182,7 @@ class Index:
         order = _tree_order(keys).tolist()
 
         def write(txn: Transaction, dbs: Mapping[bytes, Any]) -> tuple[set[Key], set[Key], dict[bytes, set[Key]]]:
-            stored = {keys[at] for at in order if txn.get(keys[at], db=dbs[b"keys"]) is not None}
+            stored = {Key(bytes(key)) for key, _ in txn.cursor(dbs[b"keys"]).getmulti([keys[at] for at in order])}
             mine = set(keys) - stored
             others: dict[bytes, set[Key]] = {}
             dead, last = [], -1
@@ -394,8 +394,10 @@ def _place(
     *,
     overwrite: bool,
 ) -> None:
-    items = [(keys[row], _LOCATION.pack(number, row)) for row in rows]
-    txn.cursor(dbs[b"keys"]).putmulti(items, overwrite=overwrite)
+    places = np.empty((len(rows), 2), "<u4")
+    places[:, 0], places[:, 1] = number, rows
+    packed = places.view(f"V{_LOCATION.size}").ravel().tolist()
+    txn.cursor(dbs[b"keys"]).putmulti(zip(map(keys.__getitem__, rows), packed, strict=True), overwrite=overwrite)
 
 
 def _release(txn: Transaction, dbs: Mapping[bytes, Any], owner: bytes) -> None:
