@@ -20,7 +20,7 @@ from benchmarks.bench_headline import timed
 from benchmarks.bench_trainer import make_up
 from cachestore.encoders.precision import cpu_has_bfloat16
 
-EPOCHS = {"frozen": 100, "lora": 8, "full": 8}
+EPOCHS = {"frozen": 100, "lora": 20, "full": 8}
 TRAINER: dict[str, dict[str, Any]] = {
     "frozen": {"learning_rate": "auto"},
     "lora": {"learning_rate": "auto", "learning_rate_scheduler": {"warmup_fraction": 0.1, "decay": "linear"}},
