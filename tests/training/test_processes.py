@@ -24,6 +24,7 @@ from trainer.events import Notice
 from trainer.strategies import handover, launch
 from trainer.strategies.processes import Processes
 from trainer.strategies.ranks import ALONE, Ranks
+from trainer.strategies.scratch import Scratch
 
 Tell = Callable[[Any], None]
 
@@ -235,3 +236,21 @@ def test_a_process_of_torchrun_that_waits_for_the_first_ends_when_it_is_told() -
                     assert process.wait(20) == -signal.SIGTERM
                 finally:
                     process.kill()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, pathlib; from trainer.strategies.scratch import Scratch;"
+        "print(Scratch('ranks-', pathlib.Path(sys.argv[1])).path, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    left = Path(done.stdout.strip())
+    assert left.is_dir()
+    (tmp_path / "ranks-else").mkdir()  # not of ours
+    first = Scratch("ranks-", tmp_path)
+    assert not left.exists()
+    second = Scratch("ranks-", tmp_path)
+    assert first.path.is_dir()
+    for scratch in (first, second):
+        scratch.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["ranks-else"]

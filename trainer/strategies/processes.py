@@ -9,7 +9,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -22,6 +21,7 @@ from cachestore.errors import CachestoreError, ProcessLost, UsageError
 from trainer.interrupts import deferred
 from trainer.strategies import handover
 from trainer.strategies.ranks import others_ended
+from trainer.strategies.scratch import Scratch
 
 _T = TypeVar("_T")
 _POLL: Final = 0.25
@@ -38,12 +38,12 @@ class Processes:
 
     def __init__(self, world: int) -> None:
         self.world = world
-        self._folder = tempfile.TemporaryDirectory(prefix="cachestore-")
+        self._scratch = Scratch("cachestore-ranks-")
         self._ranks: list[_Rank] = []
         self._usable = True
         try:
             for rank in range(world):
-                self._ranks.append(_Rank(rank, world, Path(self._folder.name)))
+                self._ranks.append(_Rank(rank, world, self._scratch.path))
             self._collect("ready", None, "")
         except BaseException:
             self.close()
@@ -64,7 +64,7 @@ class Processes:
         """
         if not self._usable:
             raise RuntimeError("these processes failed, and have ended")
-        path = Path(self._folder.name) / "arguments"
+        path = self._scratch.path / "arguments"
         try:
             self._hand_over(arguments, path)
             for rank in self._ranks:
@@ -82,7 +82,7 @@ class Processes:
         self._usable = False
         for rank in self._ranks:
             rank.kill()
-        self._folder.cleanup()
+        self._scratch.close()
 
     def __enter__(self) -> Processes:
         return self

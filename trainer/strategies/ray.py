@@ -30,6 +30,7 @@ from trainer.config import load_config
 from trainer.events import Notice
 from trainer.schema.backend import RayBackend
 from trainer.strategies.ranks import Ranks
+from trainer.strategies.scratch import Scratch
 from trainer.work import Job, Outcome
 
 _POLL: Final = 0.2  # seconds
@@ -324,12 +325,12 @@ def _connect(backend: RayBackend, stack: contextlib.ExitStack) -> None:
     wanted = 1 if chosen.num_workers == "auto" else chosen.num_workers
     cpus = math.ceil(wanted * chosen.resources_per_worker.get("CPU", 1))
     # Ray's sockets lie there, and the path of a socket is short
-    place = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp" if Path("/tmp").is_dir() else None))
-    stack.callback(shutil.rmtree, place, ignore_errors=True)
+    scratch = Scratch("ray-", Path("/tmp") if Path("/tmp").is_dir() else None)
+    stack.callback(scratch.close)
     ray.init(
         address="local",
         num_cpus=max(cpus, os.cpu_count() or 1),
         include_dashboard=False,
-        _temp_dir=str(place),
+        _temp_dir=str(scratch.path),
         **quiet,
     )
