@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from cachestore.errors import ConfigError, nearest
+from cachestore.errors import CachestoreError, ConfigError, DamageError, nearest
 
 FOLDER: Final = "encoders"
 SETTINGS: Final = "encoder.json"
 WEIGHTS: Final = "model.safetensors"
 ADAPTERS: Final = "adapters"
+NOT_MERGED: Final = frozenset({"prompt_tuning", "adaption_prompt"})
+"""Types of adapters that add tokens, not weights: no plain model has their vectors."""
 _PLACES: Final = ("pretrained_model_name_or_path", "weights_path")
 
 
@@ -48,7 +50,8 @@ def place(settings: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 def dereferenced(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """Settings of an encoder whose type or place may be a reference: that encoder's own, and what else is written over them.
 
-    Raises ConfigError when a reference leads nowhere, or to an encoder of another type than the one that is written.
+    Raises ConfigError when a reference leads nowhere, or to an encoder of another type than the one that is written, DamageError
+    when files of the run are gone.
     """
     kind = value.get("type")
     if isinstance(kind, str) and _is_reference(kind):
@@ -79,7 +82,7 @@ def _settings(reference: str, key: str) -> dict[str, Any]:
     try:
         found = json.loads((directory / SETTINGS).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"encoder.{key}: {reference}: {_why_not(run, feature)}") from None
+        raise _why_not(run, feature, f"encoder.{key}: {reference}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"encoder.{key}: {directory / SETTINGS} cannot be read ({error}); train again") from error
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
@@ -94,19 +97,32 @@ def _parts(reference: str) -> tuple[Path, str]:
     return next(((run, feature) for run, feature in splits if run.is_dir()), splits[0])
 
 
-def _why_not(run: Path, feature: str) -> str:
+def _why_not(run: Path, feature: str, named: str) -> CachestoreError:
     if not run.is_dir():
-        return f"there is no directory {run.absolute()}"
-    adapter = adapter_folder(run, feature) / "adapter_config.json"
-    if adapter.is_file():
-        return (
-            f"the adapter of {feature!r} cannot be merged into its encoder, so the run serves predict alone; train it with "
-            "one that can be, such as lora"
-        )
+        return ConfigError(f"{named}: there is no directory {run.absolute()}")
     there = folders(run)
+    if (config := adapter_folder(run, feature) / "adapter_config.json").is_file():
+        if _kind(config) in NOT_MERGED:
+            return ConfigError(
+                f"{named}: the adapter of {feature!r} cannot be merged into its encoder, so the run serves predict alone; train "
+                "it with one that can be, such as lora"
+            )
+        return DamageError(f"{named}: {folder(run, feature)} is not there any more; restore it, or train again")
     if not there:
-        return f"{run} is not a finished run that trained an encoder"
-    return f"the run trained no encoder of {feature!r}{nearest(feature, there) or '; it trained ' + ', '.join(there)}"
+        return ConfigError(f"{named}: {run} is not a finished run that trained an encoder")
+    trained = ", ".join(there)
+    if not feature:
+        return ConfigError(f"{named}: name the feature after #; the run trained {trained}")
+    return ConfigError(
+        f"{named}: the run trained no encoder of {feature!r}{nearest(feature, there) or f'; it trained {trained}'}"
+    )
+
+
+def _kind(config: Path) -> str:
+    try:
+        return str(json.loads(config.read_bytes())["peft_type"]).lower()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamageError(f"{config} cannot be read ({error}); restore it, or train again") from error
 
 
 def _quoted(feature: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from cachestore.encoders import exported, open_encoder, text_model
 from cachestore.encoders.spec import parse_settings
 from cachestore.encoders.text_model import Collate, TextModule
-from cachestore.errors import ConfigError
+from cachestore.errors import ConfigError, DamageError
 from tests.store import tiny_models
 from tests.store.tiny_models import TEXTS
 from tests.training import live
@@ -200,6 +200,19 @@ def test_a_reference_that_leads_nowhere_says_why(models: Path, tmp_path: Path) -
         parse_settings(f"{directory}#review")
     adapter = exported.adapter_folder(run, "title")
     adapter.mkdir(parents=True)
-    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
     with pytest.raises(ConfigError, match="cannot be merged into its encoder"):
         parse_settings(f"{run}#title")
+    with pytest.raises(ConfigError, match="name the feature after #; the run trained review"):
+        parse_settings(f"{run}#")
+
+
+def test_an_exported_encoder_that_is_gone_is_damage(tmp_path: Path) -> None:
+    adapter = exported.adapter_folder(tmp_path, "title")
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(DamageError, match=r"title is not there any more; restore it, or train again"):
+        parse_settings(f"{tmp_path}#title")
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(DamageError, match=r"adapter_config\.json cannot be read"):
+        parse_settings(f"{tmp_path}#title")

@@ -17,6 +17,7 @@ from safetensors.torch import save as tensors_as_bytes
 from torch import Tensor, nn
 
 from cachestore import outside
+from cachestore.encoders.exported import NOT_MERGED
 from cachestore.encoders.transformers_model import quiet
 from cachestore.errors import DamageError, EncoderError
 from trainer.adapters.adalora import NAME
@@ -26,7 +27,6 @@ from trainer.schema.adapters import Adapter
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
-_NOT_MERGED: Final = frozenset({"adaption_prompt", "prompt_tuning"})
 
 
 def save(module: nn.Module, folder: Path, base: str, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -91,7 +91,7 @@ def load(module: nn.Module, folder: Path) -> None:
 
 def mergeable(adapter: Adapter) -> bool:
     """Whether a model with this adapter can be written as a plain one."""
-    return adapter.type not in _NOT_MERGED
+    return adapter.type not in NOT_MERGED
 
 
 def merged(module: nn.Module) -> nn.Module:
@@ -101,7 +101,7 @@ def merged(module: nn.Module) -> nn.Module:
     """
     model = _adapted(module)
     kind = peft.PeftType(model.peft_config[NAME].peft_type).value.lower()
-    if kind in _NOT_MERGED:
+    if kind in NOT_MERGED:
         raise EncoderError(
             f"an adapter of type {kind} adds tokens, not weights, so no plain model has its vectors. "
             "Train with another one, such as lora, to export the encoder."
