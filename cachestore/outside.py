@@ -6,14 +6,17 @@ A store's own files have another door, cachestore/files.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 from uuid import uuid4
 
 from cachestore.errors import UsageError
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -80,4 +83,5 @@ def beside(path: Path, what: str) -> Path:
 
 def unwritable(path: Path, error: OSError) -> UsageError:
     """The error for a path that the operating system lets nobody write."""
-    return UsageError(f"{path} cannot be written ({error.strerror or error}). Name another place with --output.")
+    remedy = "Make room, and run the command again" if error.errno in _FULL else "Name another place with --output"
+    return UsageError(f"{path} cannot be written ({error.strerror or error}). {remedy}.")
