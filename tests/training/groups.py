@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +121,14 @@ def _square(trained: Any) -> torch.Tensor:
 def alone(*arguments: Any, **options: Any) -> list[tuple[float, float]]:
     """``curve`` in this process."""
     return curve(ALONE, None, "single", *arguments, **options)
+
+
+def assert_alike(
+    cell: str, strategy: str, found: Sequence[tuple[float, float]], expected: Sequence[tuple[float, float]]
+) -> str:
+    """Losses and gradient norms by step are those expected; returns a line of the table that says how near."""
+    loss = max(abs(one[0] - other[0]) for one, other in zip(found, expected, strict=True))
+    norm = max(abs(one[1] / other[1] - 1) for one, other in zip(found, expected, strict=True))
+    assert loss < 1e-4
+    assert norm < 1e-3
+    return f"| {cell} | {strategy} | {len(found)} | {loss:.1e} | {norm:.1e} |"

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from cachestore.errors import EncoderError, ProcessLost
-from tests.training import live
+from tests.training import groups, live
 from trainer import Run, resume, resume_run, train
 from trainer.events import Event, StepDone
 from trainer.schema.backend import RayBackend
@@ -37,14 +37,15 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert not left
 
 
-def norms(run: Run) -> list[float]:
-    lines = (run.path / "steps.jsonl").read_text().splitlines()
-    return [json.loads(line)["gradient_norm"] for line in lines]
+def curve(run: Run) -> list[tuple[float, float]]:
+    """Loss and gradient norm of every step."""
+    lines = [json.loads(line) for line in (run.path / "steps.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["gradient_norm"]) for line in lines]
 
 
-def assert_same(one: Run, other: Run) -> None:
+def assert_same(one: Run, other: Run, cell: str = "", strategy: str = "") -> str:
     live.assert_same_losses(one, other)
-    assert norms(one) == pytest.approx(norms(other), rel=1e-3)
+    return groups.assert_alike(cell, strategy, curve(other), curve(one))
 
 
 def test_shards_in_ray_give_the_losses_of_one_process(models: Path, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_shards_in_ray_give_the_losses_of_one_process(models: Path, tmp_path: Pa
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize(("kind", "tuning"), [("bert", "full"), ("bert", "lora"), ("llama", "lora")])
 def test_every_cell_gives_the_losses_of_one_process(
-    models: Path, tmp_path: Path, strategy: str, kind: str, tuning: str
+    models: Path, tmp_path: Path, table: list[str], strategy: str, kind: str, tuning: str
 ) -> None:
     settings: dict[str, Any] = (
         {"trainable": True} if tuning == "full" else {"adapter": {"type": "lora", "r": 4, "dropout": 0.0}}
@@ -73,7 +74,7 @@ def test_every_cell_gives_the_losses_of_one_process(
     backend = {"type": "ray", "trainer": {"strategy": strategy, "num_workers": 2}}
     one = train(config, ROWS, tmp_path / "store", output=tmp_path / "one")
     two = train({**config, "backend": backend}, ROWS, tmp_path / "store", output=tmp_path / "two")
-    assert_same(one, two)
+    table.append(assert_same(one, two, f"{kind}, {tuning}", f"{strategy} on Ray"))
 
 
 def at_step(step: int, act: Callable[[], object]) -> Callable[[Event], None]:

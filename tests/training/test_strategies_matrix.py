@@ -1,9 +1,7 @@
-"""Every family of models and every adapter trains alike in one process, by ddp and by fsdp. Set CACHESTORE_MATRIX to a file for a table."""
+"""Every family of models and every adapter trains alike in one process, by ddp and by fsdp."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +33,6 @@ CELLS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def table() -> Iterator[list[str]]:
-    lines: list[str] = []
-    yield lines
-    if path := os.environ.get("CACHESTORE_MATRIX"):
-        head = [
-            "| cell | strategy | steps | loss, difference | gradient norm, relative difference |",
-            "|---|---|---|---|---|",
-        ]
-        Path(path).write_text("\n".join([*head, *lines, ""]), encoding="utf-8")
-
-
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cell", CELLS)
@@ -60,8 +46,4 @@ def test_a_cell_trains_alike(pair: Processes, tmp_path: Path, models: Path, tabl
         if strategy == "fsdp" and "adalora" in cell:
             continue  # refused by the config
         found = pair.run(groups.curve, strategy, job)
-        loss = max(abs(one[0] - other[0]) for one, other in zip(found, expected, strict=True))
-        norm = max(abs(one[1] / other[1] - 1) for one, other in zip(found, expected, strict=True))
-        table.append(f"| {cell} | {strategy} | {len(found)} | {loss:.1e} | {norm:.1e} |")
-        assert loss < 1e-4
-        assert norm < 1e-3
+        table.append(groups.assert_alike(cell, strategy, found, expected))
