@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 
@@ -14,7 +14,7 @@ from cachestore.errors import DataError, UsageError
 from trainer.batches import Batches, bounds
 from trainer.full_batch import FullBatch
 from trainer.live.steps import LiveSteps, StepDone, diverged, out_of_memory
-from trainer.metrics import COMBINED, better
+from trainer.metrics import COMBINED, better, once
 from trainer.model import Model
 from trainer.moving import Moving
 from trainer.optim import Clipping, Gradients, Lbfgs, Optimizer, Penalty, Plateau, Schedule
@@ -98,7 +98,9 @@ class Fit:
         trained = trained_of(model) if strategy is None else strategy.trained(model)
         self._moving = Moving(model, trained, self._ranks)
         live = strategy if model.live else None
-        self._live = None if live is None else LiveSteps(model, live, self.steps, on_step)
+        base = settings.learning_rate
+        self.encoder_factors = {name: each / base for name, each in settings.encoder_rates.items() if each != base}
+        self._live = None if live is None else LiveSteps(model, live, self.steps, self.encoder_factors, on_step)
         self._pause = pause
         self.gradients = Gradients(
             optimizer.parameters,
@@ -128,7 +130,7 @@ class Fit:
             objective = FullBatch(self._model, self._train, self._settings.batch_size, self._settings.penalty)
             self._optimizer.step(rate, objective)
             if not objective.finite:
-                raise diverged(self.done.epoch, objective.passes, rate)
+                raise diverged(self.done.epoch, objective.passes, rate, self.encoder_factors)
             return None, rate, objective.passes
         first = (self.done.epoch - 1) * self.per_epoch
         steps = min(self.per_epoch, self.steps - first)
@@ -176,13 +178,18 @@ class Fit:
                     for parameter in optimizer.parameters:
                         parameter.grad = None
             if tally.add(output, batch):
-                _check(tally, self.done.epoch, rates)
+                self._check(tally, rates)
             if last and self._pause is not None and live is not None:
                 self.done.batch = len(rates)
                 self._pause(lambda: self._state_within(before, tally))
-        _check(tally, self.done.epoch, rates)
+        self._check(tally, rates)
         self.done.batch, self._seen = 0, {}
         return tally, rates[-1]
+
+    def _check(self, tally: Tally, rates: Sequence[float]) -> None:
+        step = tally.first_bad_step()
+        if step is not None:
+            raise diverged(self.done.epoch, step + 1, rates[step], self.encoder_factors)
 
     def judge(self, metrics: Mapping[str, Metrics]) -> None:
         """Keep the weights if they are the best so far, and slow down where the metrics stand still."""
@@ -265,17 +272,29 @@ class Fit:
             torch.cuda.set_rng_state(state.tensors["generator"]["cuda"])
 
 
+def require_defined(model: Model, validation: Batches, field: str, metric: str) -> None:
+    """Raises DataError when a metric is undefined on the validation rows whatever is predicted of them."""
+    if metric == "loss":
+        return
+    decoder, targets = model.decoder(field).eval(), validation.targets[field]
+    with torch.no_grad():
+        scores = decoder(torch.zeros(1, decoder.input_dim, device=targets.device).expand(len(targets), -1))
+        value = decoder.measure(
+            decoder.observe(scores, targets, [metric]), [metric], once(len(targets), targets.device)
+        )
+    if bool(value[metric].isnan()):
+        raise _undefined(field, metric)
+
+
 def _value(metrics: Metrics, settings: FitSettings) -> float:
     value = metrics[settings.validation_field][settings.validation_metric]
     if math.isnan(value):
-        raise DataError(
-            f"{settings.validation_metric} of {settings.validation_field!r} is undefined on the validation rows: their "
-            "targets are all the same. Set another trainer.validation_metric, such as loss, or split differently."
-        )
+        raise _undefined(settings.validation_field, settings.validation_metric)
     return value
 
 
-def _check(tally: Tally, epoch: int, rates: list[float]) -> None:
-    step = tally.first_bad_step()
-    if step is not None:
-        raise diverged(epoch, step + 1, rates[step])
+def _undefined(field: str, metric: str) -> DataError:
+    return DataError(
+        f"{metric} of {field!r} is undefined on the validation rows: their targets are all the same. Set another "
+        "trainer.validation_metric, such as loss, or split differently."
+    )

@@ -105,6 +105,12 @@ def _by_steps(settings: chosen.StepOptimizer, parameters: Iterable[nn.Parameter]
     return make(parameters, **settings.model_dump(exclude={"type"}))  # the settings of each are its keywords
 
 
+def chosen_by(config: Config, model: Model) -> tuple[str, str]:
+    """The output feature and its metric on the validation rows by which the best epoch is chosen."""
+    field = config.trainer.validation_field or config.output_features[0].name
+    return field, config.trainer.validation_metric or model.decoder(field).default_metric
+
+
 def fit_settings(config: Config, model: Model, train: Batches, strategy: Strategy | None = None) -> FitSettings:
     """Settings of the loop; all ranks of ``strategy`` call it, after it wrapped the model, and get the same.
 
@@ -113,7 +119,7 @@ def fit_settings(config: Config, model: Model, train: Batches, strategy: Strateg
     trainer = config.trainer
     batch_size, accumulation = _batch_sizes(trainer)
     _check_model(trainer, model, batch_size, train.rows)
-    field = trainer.validation_field or config.output_features[0].name
+    field, metric = chosen_by(config, model)
     kind, strength = trainer.regularization_type or "", trainer.regularization_lambda
     clipping = trainer.gradient_clipping
     settings = FitSettings(
@@ -123,7 +129,7 @@ def fit_settings(config: Config, model: Model, train: Batches, strategy: Strateg
         accumulation=accumulation,
         learning_rate=trainer.learning_rate if isinstance(trainer.learning_rate, float) else 0.0,
         validation_field=field,
-        validation_metric=trainer.validation_metric or model.decoder(field).default_metric,
+        validation_metric=metric,
         eval_batch_size=trainer.eval_batch_size,
         schedule=_schedule(trainer.learning_rate_scheduler),
         plateau=_plateau(trainer.learning_rate_scheduler),

@@ -131,7 +131,8 @@ def fit(
                 metrics["validation"] = judged.metrics()
                 if judged.first_bad_step() is not None:
                     # the last step was too large, and no later one of the epoch saw it
-                    raise diverged(run.done.epoch, steps, rate, what="The loss of the validation rows is")
+                    what = "The loss of the validation rows is"
+                    raise diverged(run.done.epoch, steps, rate, run.encoder_factors, what=what)
             run.judge(metrics)
             on_epoch(
                 EpochDone(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cachestore.dataset import Dataset, SkippedCell, open_dataset
 from cachestore.errors import ConfigError, DataError
+from cachestore.manifest import PRESENT
 from cachestore.store import Store
 from trainer import rows, stored_inputs
 from trainer.assemble import State
@@ -132,6 +133,11 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
         name: rows.join(config, columns[name], gathered[name], live[name], texts, dataset.label)
         for name, dataset in opened.items()
     }
+    reasons = {name: vectors.reasons for name, vectors in gathered["train"].items()}
+    reasons |= {name: column.reasons for name, column in live["train"].items()}
+    for name, why in reasons.items():
+        if not (why[learnt_from] == PRESENT).any():
+            clock.say(f"{where}: no training row has a value for {name!r}, so nothing is learnt from it.")
     batches: dict[str, Batches] = {"train": _training(config, joined["train"], parts == 0, clock)}
     for place, name in enumerate(SPLITS[1:], 1):
         held = joined.get(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
     """A new run at ``output``, or at the first free one of ``runs/<stem>``, ``runs/<stem>_1``, …
 
     A run that lies at ``output`` already stays as it is until the body has ended well; then the new one takes its place,
-    and files that are not of a run stay there. If the body fails, a run that replaces none is left as far as it got, and so
-    is one that does and has saved a state to go on from, unless its training diverged, which it would again.
+    and files that are not of a run stay there. What was left of unfinished ones that were to take it is removed.
+    If the body fails, a run that replaces none is left as far as it got, and so is one that does and has saved a state to go
+    on from, unless its training diverged, which it would again.
     Raises UsageError as ``check_output`` does, and when the directory cannot be made.
     """
     run = _make(output, stem)
@@ -50,6 +52,9 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
         raise
     if run.folder != run.path:
         _replace(run.path, run.folder)
+    for older in _beside(run.path):  # or --resume would go on with one of them, and put it in the place of this one
+        with contextlib.suppress(UsageError), _held(older):
+            shutil.rmtree(older, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -79,14 +84,22 @@ def unfinished(path: Path) -> Path:
     Of several, the one begun last.
     Raises UsageError when there is no such run.
     """
-    place = path.resolve()
-    there = [path, *place.parent.glob(f".{place.name}.new-*")]
-    found = [new for new in there if is_run(new) and not (new / SUMMARY).exists()]
+    found = [*([path] if _is_unfinished(path) else []), *_beside(path)]
     if found:
         return max(found, key=lambda new: (new / MARK).stat().st_mtime)
     if is_run(path):
         raise UsageError(f"The run at {path} is finished; there is nothing to resume.")
     raise UsageError(f"There is no run at {path}. Name the directory that train wrote.")
+
+
+def _beside(path: Path) -> list[Path]:
+    """Unfinished runs on their way to ``path``, where another one lies or lay."""
+    place = path.resolve()
+    return [new for new in place.parent.glob(f".{glob.escape(place.name)}.new-*") if _is_unfinished(new)]
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return is_run(folder) and not (folder / SUMMARY).exists()
 
 
 def check_output(output: Path) -> None:

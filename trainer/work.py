@@ -15,10 +15,10 @@ from trainer import artefacts, checkpoint, loop, report, resume
 from trainer.assemble import State, build_model, start_at_means
 from trainer.batches import Batches, digest
 from trainer.calibration import calibrate
-from trainer.epochs import FitSettings
+from trainer.epochs import FitSettings, require_defined
 from trainer.evaluation import final
 from trainer.events import Clock, EpochDone, StepDone
-from trainer.fitting import build_optimizer, fit_settings
+from trainer.fitting import build_optimizer, chosen_by, fit_settings
 from trainer.live.tune import with_batch_size
 from trainer.loop import FitResult, Metrics
 from trainer.report.kept import Kept
@@ -66,6 +66,8 @@ def work(job: Job, strategy: Strategy, clock: Clock, saved: Callable[[], None] |
     parameters = sum(parameter.numel() for parameter in model.parameters())
     strategy.wrap(model)
     start_at_means(model, batches["train"])
+    if model.live and "validation" in batches:  # where an epoch takes long, before the first one
+        require_defined(model, batches["validation"], *chosen_by(config, model))
     config = with_batch_size(config, model, batches["train"], strategy, clock.say)
     description = job.description
     if config is not job.config:  # written down: a run that goes on does not try again

@@ -185,7 +185,7 @@ def test_a_loss_that_is_not_finite_names_step_rows_and_rate_and_changes_no_weigh
 
     with pytest.raises(TrainingDiverged, match=r"not finite at epoch 1, step [3-6] of it \(data rows ") as error:
         run(model, on_step=spoil)
-    found = re.search(r"data rows ([\d, ]+), counted from 0\), at learning rate 0\.02\.", str(error.value))
+    found = re.search(r"data rows ([\d, ]+), counted from 0\), at learning rate 0\.02,", str(error.value))
     assert found is not None
     rows = [int(row) - 100 for row in found[1].split(",")]
     texts = [batches.cells["text"].texts()[row] for row in rows]

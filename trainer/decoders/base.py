@@ -30,6 +30,7 @@ class Decoder(nn.Module, ABC):
 
     def __init__(self, dim: int, layers: Sequence[FcLayer], *, calibration: bool = False) -> None:
         super().__init__()
+        self.input_dim = dim
         self.stack = FullyConnected(dim, layers)
         self.measured = self.epoch_metrics
         self.temperature: Tensor | None

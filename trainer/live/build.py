@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cachestore.encoders import image_files, model_files, text_model
 from cachestore.encoders.image_model import OneVector
 from cachestore.encoders.text_settings import TextSettings
-from cachestore.errors import ConfigError
+from cachestore.errors import ConfigError, EncoderError
 from trainer.live import pictures
 from trainer.live.encoder import LiveEncoder, TextEncoder
 from trainer.live.freezing import freeze
@@ -47,6 +48,8 @@ def _made(feature: EncodedInput, state: LiveState, config: Config, *, weights: b
         _require_same(state)
     encoder.frozen = mode == "frozen"
     module: Any = encoder.module
+    if weights:
+        _require_finite(module, feature.name, state.place)
     if config.trainer.enable_gradient_checkpointing and mode != "frozen":
         _checkpoint(module.backbone, where)
     if feature.tuning.adapter is not None:
@@ -88,6 +91,16 @@ def _require_same(state: LiveState) -> None:
     else:
         model_files.require_same(state.spec, Path(state.place))
         model_files.require_same_head(state.spec, Path(state.place))
+
+
+def _require_finite(module: nn.Module, feature: str, place: str) -> None:
+    # or the first loss would be NaN, and the learning rate seem too high
+    for name, parameter in module.named_parameters():
+        if parameter.numel() and not all(bool(value.isfinite()) for value in torch.aminmax(parameter.detach())):
+            raise EncoderError(
+                f"The encoder of {feature!r}, {place}, has NaN or infinity in its weight {name.removeprefix('backbone.')}. "
+                "Restore the files of the model, or name another one."
+            )
 
 
 def _checkpoint(backbone: Any, where: str) -> None:

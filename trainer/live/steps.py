@@ -40,12 +40,18 @@ class StepDone:
 
 
 class LiveSteps:
-    """The steps of ``model`` under ``strategy``; all ranks do the same."""
+    """The steps of ``model`` under ``strategy``; all ranks do the same. ``encoders``: as of ``diverged``."""
 
     def __init__(
-        self, model: Model, strategy: Strategy, steps: int, on_step: Callable[[StepDone], None] | None = None
+        self,
+        model: Model,
+        strategy: Strategy,
+        steps: int,
+        encoders: Mapping[str, float],
+        on_step: Callable[[StepDone], None] | None = None,
     ) -> None:
         self._model, self._strategy, self._steps, self._on_step = model, strategy, steps, on_step
+        self._encoders = encoders
         self._batches: list[Batch] = []  # of the step under way
         self._complete = True
         self._loss = 0.0
@@ -73,7 +79,7 @@ class LiveSteps:
         """
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise diverged(epoch, step + 1, rate, self._rows())
+            raise diverged(epoch, step + 1, rate, self._encoders, self._rows())
         self._loss += value
         if self._adalora:
             from trainer import adapters
@@ -91,7 +97,7 @@ class LiveSteps:
         """Step ``step`` of all, from 0, and ``within`` the epoch. Raises TrainingDiverged when the gradients are not finite."""
         found = 0.0 if norm is None else float(norm)
         if not math.isfinite(found):
-            raise diverged(epoch, within + 1, rate, self._rows(), "The gradients are")
+            raise diverged(epoch, within + 1, rate, self._encoders, self._rows(), "The gradients are")
         held = [(parameter, parameter.grad) for parameter in optimizer.parameters] if self._adalora else []
         optimizer.step(rate)
         if held:
@@ -153,14 +159,24 @@ def _tokens(batch: Batch) -> int:
 
 
 def diverged(
-    epoch: int, step: int, rate: float, rows: Sequence[int] = (), what: str = "The loss is"
+    epoch: int,
+    step: int,
+    rate: float,
+    encoders: Mapping[str, float],
+    rows: Sequence[int] = (),
+    what: str = "The loss is",
 ) -> TrainingDiverged:
-    """The error of a step, counted from 1 within its epoch; ``rows`` are those of the data that it saw."""
+    """The error of a step, counted from 1 within its epoch; ``rows`` are those of the data that it saw.
+
+    ``encoders``: by input whose encoder learns at another rate, that rate as a multiple of ``rate``.
+    """
     named = ", ".join(map(str, rows[:_ROWS_NAMED])) + (
         f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
     )
     seen = f" (data rows {named}, counted from 0)" if rows else ""
+    others = "".join(f", {rate * factor:g} of the encoder of {name!r}" for name, factor in encoders.items())
+    setting = "trainer.learning_rate" + (", a lower trainer.encoder_learning_rate" if others else "")
     return TrainingDiverged(
-        f"{what} not finite at epoch {epoch}, step {step} of it{seen}, at learning rate {rate:g}. "
-        "Set a lower trainer.learning_rate, or a normalization for number features with very large values."
+        f"{what} not finite at epoch {epoch}, step {step} of it{seen}, at learning rate {rate:g}{others}. "
+        f"Set a lower {setting}, or a normalization for number features with very large values."
     )
