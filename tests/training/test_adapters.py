@@ -295,6 +295,27 @@ def test_adalora_without_steps_to_cut_ranks_in_is_refused(saved: Saved) -> None:
         adapters.set_steps(module, 6)
 
 
+def test_adalora_keeps_the_steps_that_are_written(saved: Saved) -> None:
+    batch, module = loaded(saved, "bert")
+    adapters.adapt(module, AdaLoRA(init_r=6, target_r=2, tfinal=2, total_step=5), "text")
+    adapters.set_steps(module, 100)
+    train(module, batch, steps=6)
+    ranks = [int((weight != 0).sum()) for name, weight in module.named_parameters() if "lora_E" in name]
+    assert sum(ranks) == 2 * len(ranks)
+
+
+def test_adalora_cuts_ranks_where_some_of_its_weights_are_frozen(saved: Saved) -> None:
+    batch, module = loaded(saved, "bert")
+    adapters.adapt(module, AdaLoRA(init_r=6, target_r=2), "text", 4)
+    frozen = [weight for name, weight in module.named_parameters() if "lora_" in name and "layer.1." in name]
+    for weight in frozen:
+        weight.requires_grad_(False)
+    train(module, batch, steps=4)
+    ranks = [int((weight != 0).sum()) for name, weight in module.named_parameters() if "lora_E" in name]
+    assert 0 < sum(ranks) <= 2 * len(ranks)
+    assert all(weight.grad is None for weight in frozen)
+
+
 def test_the_penalty_of_adalora_pulls_its_factors_towards_orthogonal_ones(saved: Saved) -> None:
     module = loaded(saved, "bert")[1]
     adapters.adapt(module, AdaLoRA(orth_reg_weight=0.25), "text")

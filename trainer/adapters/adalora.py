@@ -13,6 +13,7 @@ from cachestore.errors import ConfigError
 
 NAME: Final = "default"
 """What PEFT calls the one adapter of a model."""
+_SETTLED: Final = "steps_are_settled"
 _IMPORTANCES: Final = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
@@ -22,6 +23,8 @@ def set_steps(model: nn.Module, steps: int) -> None:
     Raises ConfigError when AdaLoRA's schedule has no room in them.
     """
     for found in _adalora(model):
+        if getattr(found, _SETTLED, False):
+            continue
         config = found.peft_config[NAME]
         if config.tinit + config.tfinal >= steps:
             raise ConfigError(
@@ -31,10 +34,22 @@ def set_steps(model: nn.Module, steps: int) -> None:
         found.rankallocator.set_total_step(steps)
 
 
+def keep_steps(model: nn.Module) -> None:
+    """Have ``set_steps`` leave the adapters of ``model`` the steps that their settings name."""
+    for found in _adalora(model):
+        setattr(found, _SETTLED, True)
+
+
 def after_step(model: nn.Module, step: int) -> None:
     """What adapters do after optimizer step ``step``, counted from 1, while its gradients are still there: AdaLoRA cuts ranks."""
     for found in _adalora(model):
+        # those that are frozen, or play no part in the vectors: PEFT takes importances of all, and theirs is none
+        without = [each for name, each in found.named_parameters() if "lora_" in name and each.grad is None]
+        for parameter in without:
+            parameter.grad = torch.zeros_like(parameter)
         found.update_and_allocate(step)
+        for parameter in without:
+            parameter.grad = None
 
 
 def penalty(model: nn.Module) -> Tensor | None:

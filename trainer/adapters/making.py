@@ -17,7 +17,7 @@ from torch import nn
 from cachestore.encoders.model_files import position_limit
 from cachestore.encoders.transformers_model import quiet
 from cachestore.errors import ConfigError
-from trainer.adapters.adalora import NAME, set_steps
+from trainer.adapters.adalora import NAME, keep_steps, set_steps
 from trainer.adapters.starts import remember
 from trainer.adapters.targets import called_layers, targets
 from trainer.schema.adapters import IA3, PEFT_NAMES, AdaLoRA, Adapter, Kind, LoRA, PromptTuning
@@ -62,6 +62,8 @@ def adapt(
         _require_called(model, called, where)
     module.backbone = model
     remember(adapter, model)
+    if isinstance(adapter, AdaLoRA) and adapter.total_step is not None:
+        keep_steps(module)
     if steps is not None:
         set_steps(module, steps)
 
