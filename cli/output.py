@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from cli.visible import visible
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cachestore.built import Progress
     from cachestore.dataset import SkippedCell
     from cli.bar import Bar
@@ -24,8 +26,9 @@ SKIPPED_ROWS = 5
 INTERRUPTED = 130
 TERMINATED = 143
 SKIPPED_SHOWN = 5
-_KEPT = dict.fromkeys(("build", "predict", "evaluate", "import", "demo"), "; vectors already stored are kept") | {
-    "train": "; vectors already stored are kept, and a run that has begun goes on with: cachestore train --resume RUN",
+_KEPT = dict.fromkeys(
+    ("build", "train", "predict", "evaluate", "import", "demo"), "; vectors already stored are kept"
+) | {
     "forget": "; a forget that has begun is finished by: cachestore forget --resume",
     "sweep": "; trials that are finished are kept: start it again with the same --output",
 }
@@ -86,6 +89,7 @@ def error(kind: str, message: str, exit_code: int, *, as_json: bool) -> None:
 
 class _Stopped:
     code = INTERRUPTED
+    run: Path | None = None
 
 
 def terminate(number: int, _frame: object) -> None:
@@ -97,9 +101,21 @@ def terminate(number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def begun(run: Path) -> None:
+    """A run can be gone on with from now on, which ``interrupted`` says."""
+    _Stopped.run = run
+
+
 def interrupted(arguments: Sequence[str]) -> int:
     """Says so, and what is kept of the command that these are the arguments of; returns the exit code."""
     kept = "" if "--dry-run" in arguments else _KEPT.get(arguments[0] if arguments else "", "")
+    if arguments[:1] == ["train"] and _Stopped.run is not None:
+        from cachestore.errors import UsageError
+        from trainer.run_directory import unfinished
+
+        with contextlib.suppress(UsageError):  # it replaces another one, and nothing of it was saved yet
+            unfinished(_Stopped.run)
+            kept += f", and the run goes on with: cachestore train --resume {_Stopped.run}"
     error("Interrupted", f"interrupted{kept}", _Stopped.code, as_json="--json" in arguments)
     return _Stopped.code
 

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from cachestore.built import Progress
-from cli.output import Output, count, duration, say_if_waiting
-from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun, StepDone
+from cli.output import Output, begun, count, duration, say_if_waiting
+from trainer.events import Building, EpochDone, Event, Listener, Notice, PhaseBegun, RunBegun, StepDone
 from trainer.metrics import COMBINED
 
 _RECENT = 20  # steps whose mean is shown
@@ -26,6 +26,8 @@ def watching(out: Output) -> Iterator[Listener]:
             match event:
                 case Notice(text=text):
                     out.say(text)
+                case RunBegun(path=path):
+                    begun(path)
                 case Building(data=data, progress=progress):
                     if data not in builds:
                         out.say(f"{data}: looking its cells up; what the store lacks is encoded")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from cachestore.built import Progress
@@ -29,13 +30,20 @@ class Building:
 
 
 @dataclass(frozen=True)
+class RunBegun:
+    """The run that is to be at ``path`` has begun: from now on it can be gone on with."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something the user should know that is no error."""
 
     text: str
 
 
-Event: TypeAlias = PhaseBegun | Building | StepDone | EpochDone | Notice
+Event: TypeAlias = PhaseBegun | Building | RunBegun | StepDone | EpochDone | Notice
 Listener: TypeAlias = Callable[[Event], None]
 
 
@@ -74,4 +82,15 @@ class Clock:
         return tell
 
 
-__all__ = ["Building", "Clock", "EpochDone", "Event", "Listener", "Notice", "PhaseBegun", "PhaseName", "StepDone"]
+__all__ = [
+    "Building",
+    "Clock",
+    "EpochDone",
+    "Event",
+    "Listener",
+    "Notice",
+    "PhaseBegun",
+    "PhaseName",
+    "RunBegun",
+    "StepDone",
+]

@@ -16,7 +16,7 @@ from cachestore.store import Store
 from trainer import checkpoint, pins, report, resume, run_directory
 from trainer.apply import evaluate, predict
 from trainer.config import load_config
-from trainer.events import Clock, Listener
+from trainer.events import Clock, Listener, RunBegun
 from trainer.live.check import check_models
 from trainer.live.state import LiveState
 from trainer.prepare import Prepared, prepare
@@ -170,6 +170,8 @@ def _train(
             )
         checkpoint.write_config(place.folder, config.resolved())
         resume.write_started(place.folder, started)
+        if progress is not None:
+            progress(RunBegun(place.path))
         job = Job(
             config=config,
             states=prepared.states,

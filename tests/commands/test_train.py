@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from cli.train import text as train_text
 from tests.commands.conftest import Command, Done
+from trainer import checkpoint
 
 CONFIG = """\
 input_features:
@@ -300,3 +301,24 @@ def test_the_encoders_that_a_run_trained_are_told_with_their_rates(tmp_path: Pat
     assert not any("found in the store" in line for line in told)  # through which nothing went
     place = tmp_path / "encoders" / "review"
     assert told[-1] == f"encoder of review: {place}; its vectors are stored by --encoder '{tmp_path}#review'"
+
+
+def test_an_interrupt_says_how_the_run_goes_on(
+    command: Command, data: Path, config: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "stopped"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "append_metrics", stop)
+        done = command("train", data, "-c", config, "--store", store, "--output", place)
+    assert done.code == 130
+    assert f"the run goes on with: cachestore train --resume {place}" in done.err
+    assert command("train", "--resume", place, "--store", store).code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "append_metrics", stop)
+        done = command("train", data, "-c", config, "--store", store, "--output", place)
+    assert done.code == 130
+    assert "--resume" not in done.err  # the finished run stays, and nothing of the new one was saved
