@@ -8,7 +8,7 @@ from typing import Any, Final
 from cachestore.encoders.spec import HashingSettings, ImportedSettings
 from trainer import faults
 from trainer.faults import Fault
-from trainer.schema.adapters import PEFT_NAMES, reason
+from trainer.schema.adapters import PEFT_NAMES, LoHa, LoKr, reason
 from trainer.schema.backend import LocalBackend, RayBackend
 from trainer.schema.inputs import EncodedInput, InputFeature
 from trainer.schema.optimizers import LBFGS, Adafactor, Adam, AdamW, Muon
@@ -112,6 +112,12 @@ def check_trainer(
             f"trainer.optimizer: {trainer.optimizer.type} works on whole matrices, which fsdp shards; "
             "choose another, or strategy: ddp"
         )
+    found += [
+        f"input_features.{each.name}.encoder.adapter.module_dropout: leaves out layers by chance, each worker others, and fsdp gathers "
+        "those that all run; set it to 0, or strategy: ddp"
+        for each in trained
+        if isinstance(each.tuning.adapter, LoHa | LoKr) and each.tuning.adapter.module_dropout
+    ]
     found += [
         f"input_features.{each.name}.encoder.adapter: {reason(None, 'adalora', 'fsdp', each.type)}; choose another, or strategy: ddp"
         for each in trained

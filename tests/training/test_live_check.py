@@ -9,6 +9,7 @@ import pytest
 
 from cachestore.errors import ConfigError
 from cachestore.store import Store, open_store
+from tests.store import tiny_models
 from tests.training import live
 from trainer import load_config
 from trainer.live.check import check_models
@@ -65,6 +66,14 @@ def test_what_does_not_fit_the_model_is_told(
     (line,) = checked(store, live.text_input(live.saved(models, family), **settings), trainer=trainer)
     assert line.startswith(f"{place}: "), line
     assert why in line
+
+
+def test_a_model_that_leaves_out_layers_by_chance_is_refused_under_fsdp(models: Path, store: Store) -> None:
+    directory = tiny_models.save(models / "dropping", "opt", layerdrop=0.1)
+    feature = live.text_input(directory, trainable=True)
+    (line,) = checked(store, feature, trainer={"strategy": "fsdp"})
+    assert line.startswith("input_features.text.encoder: the model leaves out layers by chance (layerdrop in its")
+    assert not checked(store, feature, trainer={"strategy": "ddp"})
 
 
 def test_faults_of_all_encoders_are_told_together(models: Path, store: Store) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
 from tests.training import groups, live
 from trainer import train
 from trainer.events import Notice
+from trainer.strategies.ddp import Means
 from trainer.strategies.processes import Processes
-from trainer.strategies.ranks import ALONE
+from trainer.strategies.ranks import ALONE, Ranks
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +72,21 @@ def test_a_batch_without_a_cell_and_one_of_a_single_row_are_steps_too(
         assert pair.run(groups.curve, strategy, job, 8, 1, 2) == [
             pytest.approx(step, abs=1e-4, rel=1e-3) for step in expected
         ]
+
+
+def averaged(ranks: Ranks, _: Callable[[Any], None]) -> list[list[list[float] | None]]:
+    """On each rank the gradients of three weights, of which rank 0 makes that of the first, rank 1 that of the second."""
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    means = Means(weights, ranks.world)
+    (weights[ranks.rank] * (ranks.rank + 1)).sum().backward()  # type: ignore[no-untyped-call]
+    means.settle()
+    found: list[Any] = [None] * ranks.world
+    dist.all_gather_object(found, [None if each.grad is None else each.grad.tolist() for each in weights])
+    return found
+
+
+def test_a_gradient_that_one_process_alone_made_is_averaged_with_nothing(pair: Processes) -> None:
+    assert pair.run(averaged) == [[[0.5, 0.5], [1.0, 1.0], None]] * 2
 
 
 def test_frozen_encoders_train_in_one_process_whatever_the_strategy(tmp_path: Path) -> None:

@@ -339,6 +339,15 @@ def test_adalora_under_fsdp_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["loha", "lokr"])
+def test_layers_left_out_by_chance_are_refused_under_fsdp(kind: str) -> None:
+    adapter = {"type": kind, "module_dropout": 0.1}
+    (line,) = faults(written(bert(adapter=adapter), trainer={"strategy": "fsdp"}))
+    assert line.startswith("input_features.review.encoder.adapter.module_dropout: leaves out layers by chance")
+    load_config(written(bert(adapter={**adapter, "module_dropout": 0.0}), trainer={"strategy": "fsdp"}))
+    load_config(written(bert(adapter=adapter), trainer={"strategy": "ddp"}))
+
+
 def test_the_capability_table() -> None:
     everything = [
         unsupported("llama", kind, strategy, True, "text") for kind in TYPES for strategy in (None, "ddp", "fsdp")

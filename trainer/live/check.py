@@ -78,6 +78,13 @@ def _unbuildable(config: Config, store: Store) -> list[str]:
             modules.append(build.live_encoder(feature, inputs.start(feature, store), plain, weights=False).module)
         except ConfigError as error:
             found.append(str(error))
+            continue
+        dropping = any(getattr(part, "layerdrop", 0.0) for part in modules[-1].modules())
+        if dropping and config.backend.trainer.strategy == "fsdp":
+            found.append(
+                f"input_features.{feature.name}.encoder: the model leaves out layers by chance (layerdrop in its config.json), each "
+                "worker others, and fsdp gathers those that all run; set it to 0 there, or strategy: ddp"
+            )
     regex = config.trainer.layers_to_freeze_regex
     if regex is not None and not found:
         try:

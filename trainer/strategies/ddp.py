@@ -65,8 +65,8 @@ class Ddp:
 class Means:
     """The gradients of some parameters, averaged over ranks bucket by bucket as the backward pass makes them.
 
-    All ranks must make gradients of the same parameters. While ``on`` is false they are left as they are; it must be true in
-    no more than one backward pass before ``settle``.
+    A gradient that only some ranks made, as where chance leaves out a layer, is 0 on the others. While ``on`` is false gradients are
+    left as they are; it must be true in no more than one backward pass before ``settle``.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], world: int) -> None:
@@ -74,7 +74,7 @@ class Means:
         self._world = world
         # backward passes go from the last to the first
         self._buckets = list(_buckets(list(reversed(parameters))))
-        self._flying: list[tuple[Any, Tensor, list[Tensor]]] = []
+        self._flying: list[tuple[Any, Tensor, list[nn.Parameter]]] = []
         self._begin()
         for number, bucket in enumerate(self._buckets):
             for parameter in bucket:
@@ -84,11 +84,18 @@ class Means:
         """Average what is not yet."""
         for number in range(self._next, len(self._buckets)):
             self._launch(number)
-        for request, flat, gradients in self._flying:
+        for request, flat, bucket in self._flying:
             request.wait()
+            missing = [place for place, each in enumerate(bucket) if each.grad is None]
+            made = flat[-len(bucket) :].tolist() if missing else []
+            for place in missing:
+                if made[place]:
+                    bucket[place].grad = torch.empty_like(bucket[place])
             flat.div_(self._world)
-            parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
+            parts = torch.split(flat, [*(each.numel() for each in bucket), len(bucket)])
+            found = [(each.grad, part) for each, part in zip(bucket, parts, strict=False) if each.grad is not None]
+            if found:
+                torch._foreach_copy_([own for own, _ in found], [part.view_as(own) for own, part in found])
         self._begin()
 
     def _begin(self) -> None:
@@ -111,10 +118,12 @@ class Means:
         return made
 
     def _launch(self, number: int) -> None:
-        gradients = [gradient for each in self._buckets[number] if (gradient := each.grad) is not None]
-        if gradients:
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            self._flying.append((dist.all_reduce(flat, async_op=True), flat, gradients))
+        bucket = self._buckets[number]
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
+        # and which of them this rank has made: all ranks send as much, whatever they made
+        made = gradients[0].new_tensor([float(each.grad is not None) for each in bucket])
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), made])
+        self._flying.append((dist.all_reduce(flat, async_op=True), flat, bucket))
 
 
 def as_on_first(tensors: Iterable[Tensor], ranks: Ranks) -> None:
