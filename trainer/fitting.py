@@ -29,6 +29,7 @@ from trainer.optim import (
     auto_learning_rate,
     functional,
 )
+from trainer.precision import autocast
 from trainer.range_test import range_test
 from trainer.schema import Config
 from trainer.schema import optimizers as chosen
@@ -216,7 +217,7 @@ def _auto(config: Config, model: Model, train: Batches) -> float:
             f"trainer.learning_rate: auto is measured for adam and adamw, not for {optimizer.type}; "
             "set a number, such as 0.1 for sgd, or range_test"
         )
-    return auto_learning_rate(_magnitude(model, train), _hidden(config))
+    return auto_learning_rate(_magnitude(model, train, config.trainer.use_mixed_precision), _hidden(config))
 
 
 def _schedule(scheduler: Scheduler) -> Schedule:
@@ -249,9 +250,10 @@ def _hidden(config: Config) -> bool:
     return not config.combiner.linear or any(output.decoder.layers() for output in config.output_features)
 
 
-def _magnitude(model: Model, train: Batches) -> float:
+def _magnitude(model: Model, train: Batches, mixed_precision: bool) -> float:
     """The mean over rows of the sum of absolute inputs."""
     model.eval()  # dropout would draw, and batch norm learn
-    with torch.no_grad():
+    # fsdp has the weights of encoders in the type that is computed in
+    with torch.no_grad(), autocast(train.device, mixed_precision and bool(model.live)):
         batch = next(train.in_order(_ENCODED_ROWS if model.live else _MEASURED_ROWS))
         return float(sum(vector.abs().sum().item() for vector in model.encode(batch).values()) / batch.rows)

@@ -12,11 +12,16 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.training import groups, live
+from tests.training.test_live_images import columns, encoder, image_input
 from trainer import train
 from trainer.events import Notice
+from trainer.fitting import fit_settings
+from trainer.strategies import launch
 from trainer.strategies.ddp import Means
 from trainer.strategies.processes import Processes
 from trainer.strategies.ranks import ALONE, Ranks
+from trainer.strategies.single import Single
+from trainer.work import Job
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +77,27 @@ def test_a_batch_without_a_cell_and_one_of_a_single_row_are_steps_too(
         assert pair.run(groups.curve, strategy, job, 8, 1, 2) == [
             pytest.approx(step, abs=1e-4, rel=1e-3) for step in expected
         ]
+
+
+def automatic(ranks: Ranks, _: Callable[[Any], None] | None, job: Job) -> float:
+    """The learning rate that auto is."""
+    strategy = Single() if ranks.world == 1 else launch.strategy_of(job.config, ranks)
+    model = groups.model_of(job, strategy)
+    strategy.wrap(model)
+    return fit_settings(job.config, model, job.batches["train"], strategy).learning_rate
+
+
+@pytest.mark.parametrize("kind", ["layers after pooling", "batch norm"])
+def test_fsdp_in_mixed_precision_finds_its_learning_rate(
+    pair: Processes, tmp_path: Path, models: Path, kind: str
+) -> None:
+    if kind == "batch norm":
+        feature = image_input(encoder(models, "shufflenet_v2_x0_5", trainable=True))
+    else:
+        feature = live.text_input(live.with_layers_after_pooling(live.saved(tmp_path)), trainable=True)
+    trainer = {"learning_rate": "auto", "use_mixed_precision": True, "strategy": "fsdp", "num_workers": 2}
+    job = groups.job(live.config(feature, trainer=trainer), columns(12), tmp_path)
+    assert pair.run(automatic, job) == pytest.approx(automatic(ALONE, None, job), rel=0.05)
 
 
 def averaged(ranks: Ranks, _: Callable[[Any], None]) -> list[list[list[float] | None]]:

@@ -29,8 +29,8 @@ _CPU: Final = torch.device("cpu")
 class Fsdp:
     """The live encoders in shards.
 
-    ``half``: in which type weights travel and gradients are made, None for their own; gradients are summed in float32. ``offload``:
-    shards, their gradients and their optimizer state stay in the memory of the CPU.
+    ``half``: in which type weights travel and gradients are made, None for their own, which those of a model with batch norm keep;
+    gradients are summed in float32. ``offload``: shards, their gradients and their optimizer state stay in the memory of the CPU.
     Rank 0 alone needs to load weights: others may come to ``wrap`` with encoders on the meta device.
     """
 
@@ -39,11 +39,9 @@ class Fsdp:
         self.device = ranks.device
         self.loads = ranks.rank == 0
         self._mesh: DeviceMesh = init_device_mesh(ranks.device.type, (ranks.world,))
-        self._policy: dict[str, Any] = {
-            # the loop's autocast says what is computed in which type
-            "mp_policy": MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False),
-            "offload_policy": CPUOffloadPolicy() if offload and ranks.device.type == "cuda" else OffloadPolicy(),
-        }
+        # the loop's autocast says what is computed in which type
+        self._precision = MixedPrecisionPolicy(half, torch.float32 if half else None, cast_forward_inputs=False)
+        self._offload = CPUOffloadPolicy() if offload and ranks.device.type == "cuda" else OffloadPolicy()
         self._shards: list[tuple[nn.Parameter, nn.Parameter]] = []
         self._trained: list[Trained] = []
         self._whole: Means | None = None
@@ -102,6 +100,12 @@ class Fsdp:
 
     def _shard(self, module: nn.Module) -> None:
         """One block after the other, so that ranks other than 0 never have more whole weights than one block's."""
+        averaging = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules())
+        policy: dict[str, Any] = {
+            # weights of batch norm must be of the type of its statistics
+            "mp_policy": MixedPrecisionPolicy(cast_forward_inputs=False) if averaging else self._precision,
+            "offload_policy": self._offload,
+        }
         for owner in module.modules():
             for name, buffer in owner.named_buffers(recurse=False):
                 owner._buffers[name] = self._received(buffer)
@@ -113,7 +117,7 @@ class Fsdp:
             for parameter, owners in places:
                 if parameter.is_meta:
                     _put(owners, nn.Parameter(torch.empty_like(parameter, device=_CPU), parameter.requires_grad))
-            fully_shard(unit, mesh=self._mesh, reshard_after_forward=True, **self._policy)
+            fully_shard(unit, mesh=self._mesh, reshard_after_forward=True, **policy)
             with torch.no_grad():
                 for part, (_, owners) in zip(received, places, strict=True):
                     local = cast("DTensor", _at(owners)).to_local()
