@@ -34,6 +34,7 @@ def export(feature: EncodedInput, spec: Mapping[str, Json], place: Path, module:
 
     ``module`` is a whole one on one device, its adapter merged; ``spec`` and ``place`` are those of the encoder that it was
     before training, whose tokenizer or image processor is copied. What opens the folder makes the vectors that ``module`` makes.
+    All its files may be read by whom the process's umask lets read.
     Raises UsageError when something cannot be written.
     """
     try:
@@ -46,7 +47,10 @@ def export(feature: EncodedInput, spec: Mapping[str, Json], place: Path, module:
         else:
             raise TypeError(type(module).__name__)
         _write(folder / exported.SETTINGS, settings)
+        mode = (folder / exported.SETTINGS).stat().st_mode
         for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                path.chmod(mode)  # safetensors leaves what it saves to its owner alone
             outside.sync(path)
         outside.sync(folder)
         outside.sync(folder.parent)

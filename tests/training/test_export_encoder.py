@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,19 @@ def test_a_feature_of_any_name_has_a_folder_of_its_own(tmp_path: Path, name: str
     (place / "encoder.json").write_text("{}")
     assert place.parent == tmp_path / "encoders"
     assert exported.folders(tmp_path) == {name: place}
+
+
+def test_whoever_may_read_a_run_may_read_its_encoder(tmp_path: Path) -> None:
+    directory = live.with_layers_after_pooling(tiny_models.save(tmp_path / "dense", "bert"))
+    feature, spec, _, module = trained(directory)
+    before = os.umask(0o027)
+    try:
+        exported_run(tmp_path / "run", feature, spec, directory, module)
+    finally:
+        os.umask(before)
+    files = [path for path in exported.folder(tmp_path / "run", "text").rglob("*") if path.is_file()]
+    assert len([path for path in files if path.suffix == ".safetensors"]) == 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o640}
 
 
 def test_a_reference_that_leads_nowhere_says_why(models: Path, tmp_path: Path) -> None:
