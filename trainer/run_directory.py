@@ -52,9 +52,7 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
         raise
     if run.folder != run.path:
         _replace(run.path, run.folder)
-    for older in _beside(run.path):  # or --resume would go on with one of them, and put it in the place of this one
-        with contextlib.suppress(UsageError), _held(older):
-            shutil.rmtree(older, ignore_errors=True)
+    _clear_beside(run.path)
 
 
 @contextlib.contextmanager
@@ -69,13 +67,13 @@ def continued(path: Path, folder: Path) -> Iterator[NewRun]:
     run = NewRun(path, folder, identity, None if folder == path else run_id(path))
     with _held(folder):
         yield run
-    if folder == path:
-        return
-    check_output(path)
-    if path.exists():
-        _replace(path, folder)
-    else:
-        folder.rename(path)
+    if folder != path:
+        check_output(path)
+        if path.exists():
+            _replace(path, folder)
+        else:
+            folder.rename(path)
+    _clear_beside(path)
 
 
 def unfinished(path: Path) -> Path:
@@ -96,6 +94,13 @@ def _beside(path: Path) -> list[Path]:
     """Unfinished runs on their way to ``path``, where another one lies or lay."""
     place = path.resolve()
     return [new for new in place.parent.glob(f".{glob.escape(place.name)}.new-*") if _is_unfinished(new)]
+
+
+def _clear_beside(path: Path) -> None:
+    """Remove what is ``_beside`` a run that is finished: --resume would go on with it, and put it in the place of that run."""
+    for older in _beside(path):
+        with contextlib.suppress(UsageError), _held(older):
+            shutil.rmtree(older, ignore_errors=True)
 
 
 def _is_unfinished(folder: Path) -> bool:

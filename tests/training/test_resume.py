@@ -379,3 +379,21 @@ def test_a_run_that_trains_an_encoder_goes_on_within_the_epoch_it_was_killed_in(
     )
     assert told == expected
     assert 0 < len(steps) < len(expected)
+
+
+def test_a_run_that_goes_on_to_its_end_leaves_no_older_one_that_was_stopped_beside_it(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+
+    def stopped() -> None:
+        with run_directory.new_run(place, "train") as run:
+            (run.folder / checkpoint.STATE).touch()
+            raise KeyboardInterrupt
+
+    with run_directory.new_run(place, "train") as run:
+        (run.folder / checkpoint.SUMMARY).touch()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            stopped()
+    with run_directory.continued(place, run_directory.unfinished(place)) as run:
+        (run.folder / checkpoint.SUMMARY).touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
