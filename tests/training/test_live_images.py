@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from PIL import Image
 from cachestore.dataset import open_dataset
 from cachestore.encoders import image as image_encoders
 from cachestore.encoders import torchvision_models
+from cachestore.encoders.image_model import OneVector
 from cachestore.errors import ConfigError, UsageError
 from cachestore.store import Store, open_store
 from tests.store import tiny_image_models
@@ -24,6 +25,7 @@ from trainer import evaluate, load_config, predict, train
 from trainer.live import pictures
 from trainer.live.build import live_encoder
 from trainer.live.encoder import LiveEncoder
+from trainer.live.freezing import blocks
 from trainer.live.inputs import read_live, start
 from trainer.live.pictures import PixelCells
 
@@ -190,6 +192,27 @@ def test_every_weight_that_is_trained_has_a_share_in_the_vectors(models: Path, s
     empty, _ = built(encoder(models, kind, trainable=True), store, columns(2), weights=False)
     assert [name for name, weight in empty.module.named_parameters() if weight.requires_grad] == trained
     assert all(weight.is_meta for weight in (*empty.module.parameters(), *empty.module.buffers()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "after"),
+    [
+        ("vit", "pooler", {"layernorm", "pooler"}),
+        ("dinov2", "cls", {"layernorm"}),
+        ("clip", "pooler", {"post_layernorm"}),
+        ("siglip", "pooler", {"post_layernorm", "head"}),
+        ("convnext", "pooler", {"layernorm"}),
+    ],
+)
+def test_what_comes_after_the_last_blocks_is_trained_with_them(
+    models: Path, store: Store, kind: str, how: str, after: set[str]
+) -> None:
+    found, _ = built(encoder(models, kind, trainable_layers=1, reduce_output=how), store, columns(1))
+    backbone = cast("OneVector", found.module).backbone
+    last = {id(each) for each in blocks(backbone)[-1].parameters()}
+    trained = {name: each for name, each in backbone.named_parameters() if each.requires_grad}
+    assert {name.partition(".")[0] for name, each in trained.items() if id(each) not in last} == after
+    assert last <= {id(each) for each in trained.values()}
 
 
 def test_an_adapter_on_layers_of_which_the_model_only_takes_the_weights_is_refused(models: Path, store: Store) -> None:

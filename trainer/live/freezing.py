@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final, cast
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from trainer.schema.tuning import Tuning
 
 # Not a norm of the embeddings, nor that of deberta-v2's relative positions.
 _LAST_NORMS: Final = frozenset({"ln_f", "norm", "final_norm", "final_layer_norm", "layernorm", "post_layernorm"})
+_POOLERS: Final = frozenset({"pooler", "head"})  # of vision models
 # XLNet's vector of masked words, and the attention of Longformer to the tokens that all others see, which are none here.
 _WITHOUT_PART: Final = re.compile(r"(^|\.)(mask_emb$|(query|key|value)_global\.)")
 
@@ -68,7 +69,7 @@ def _why_nothing(module: nn.Module, regex: str | None) -> str:
 def _freeze_what_plays_no_part(module: nn.Module) -> None:
     # DDP would wait for their gradients, and weight decay would shrink them
     layer = getattr(module, "layer", None)
-    for part in () if layer is None else (*blocks(module)[layer:], *_last_norm(module)):
+    for part in () if layer is None else (*blocks(module)[layer:], *_after_blocks(_backbone(module))):
         part.requires_grad_(False)
     for name, parameter in module.named_parameters():
         if _WITHOUT_PART.search(name):
@@ -84,16 +85,26 @@ def _only_last(module: nn.Module, count: int, where: str) -> None:
             "leave it out to train the whole encoder."
         )
     head = getattr(module, "head", None)
-    last = [*every[len(every) - count :], *_last_norm(module), *([head] if isinstance(head, nn.Module) else [])]
+    after = [*_after_blocks(_backbone(module)), *([head] if isinstance(head, nn.Module) else [])]
+    last = [*every[len(every) - count :], *after]
     kept = {id(parameter) for part in last for parameter in part.parameters()}
     for parameter in module.parameters():
         if id(parameter) not in kept:
             parameter.requires_grad_(False)
 
 
-def _last_norm(module: nn.Module) -> list[nn.Module]:
-    """The norm that a model ends with, which stands beside the list of its blocks."""
-    children = dict(module.named_children())
-    if any(isinstance(child, nn.ModuleList) for child in children.values()):
-        return [part for name, part in children.items() if name in _LAST_NORMS and "Norm" in type(part).__name__]
-    return [norm for child in children.values() for norm in _last_norm(child)]
+def _backbone(module: nn.Module) -> nn.Module:
+    return cast("Any", module).backbone  # type: ignore[no-any-return]
+
+
+def _after_blocks(module: nn.Module) -> list[nn.Module]:
+    """The norm and the pooler that a model ends with, which stand beside the list of its blocks or beside what holds that."""
+    found: list[nn.Module] = []
+    for name, part in module.named_children():
+        if isinstance(part, nn.ModuleList):
+            continue
+        if blocks(part):
+            found += _after_blocks(part)
+        elif blocks(module) and (name in _POOLERS or (name in _LAST_NORMS and "Norm" in type(part).__name__)):
+            found.append(part)
+    return found
