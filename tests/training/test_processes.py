@@ -247,6 +247,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one
     left = Path(done.stdout.strip())
     assert left.is_dir()
     (tmp_path / "ranks-else").mkdir()  # not of ours
+    (tmp_path / "ranks-else" / "lock").touch()
     first = Scratch("ranks-", tmp_path)
     assert not left.exists()
     second = Scratch("ranks-", tmp_path)

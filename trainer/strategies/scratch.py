@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-_LOCK: Final = "lock"
+_LOCK: Final = "cachestore.lock"  # a name that nobody else's folder has: what has it may be removed
 
 
 class Scratch:
