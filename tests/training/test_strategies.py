@@ -115,12 +115,14 @@ def test_a_gradient_that_one_process_alone_made_is_averaged_with_nothing(pair: P
     assert pair.run(averaged) == [[[0.5, 0.5], [1.0, 1.0], None]] * 2
 
 
-def test_frozen_encoders_train_in_one_process_whatever_the_strategy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", [{"trainer": {"strategy": "fsdp", "num_workers": 2}}, {"type": "ray"}], ids=str)
+def test_frozen_encoders_train_in_one_process_whatever_the_strategy(tmp_path: Path, backend: dict[str, Any]) -> None:
     notices: list[str] = []
     config = {
         "input_features": [{"name": "wait", "type": "number"}],
         "output_features": [{"name": "topic", "type": "category"}],
-        "trainer": {"epochs": 1, "strategy": "fsdp", "num_workers": 2},
+        "trainer": {"epochs": 1},
+        "backend": backend,
     }
     train(
         config,
@@ -129,4 +131,5 @@ def test_frozen_encoders_train_in_one_process_whatever_the_strategy(tmp_path: Pa
         output=tmp_path / "run",
         progress=lambda event: notices.append(event.text) if isinstance(event, Notice) else None,
     )
-    assert "strategy: fsdp does nothing: no encoder runs in the loop. One process trains." in notices
+    what = "backend: ray" if "type" in backend else "strategy: fsdp"
+    assert f"{what} does nothing: no encoder runs in the loop. One process trains." in notices

@@ -38,8 +38,10 @@ def train(job: Job, clock: Clock, torchrun: Ranks | None, path: Path) -> Outcome
     if torchrun is not None:
         _check_torchrun(torchrun, chosen, config, clock)
     if not config.live:
-        if chosen.strategy is not None and (torchrun is not None or chosen.num_workers != 1):
-            clock.say(f"strategy: {chosen.strategy} does nothing: no encoder runs in the loop. One process trains.")
+        several = chosen.strategy is not None and (torchrun is not None or chosen.num_workers != 1)
+        if several or isinstance(config.backend, RayBackend):
+            what = "backend: ray" if isinstance(config.backend, RayBackend) else f"strategy: {chosen.strategy}"
+            clock.say(f"{what} does nothing: no encoder runs in the loop. One process trains.")
         return work(job, Single(), clock)
     if torchrun is not None:
         torchrun.first(("job", job))
