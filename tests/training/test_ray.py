@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 import signal
@@ -11,17 +12,20 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
+import torch
 
-from cachestore.errors import EncoderError, ProcessLost
+from cachestore.errors import ConfigError, EncoderError, ProcessLost, UsageError
 from tests.training import groups, live
 from trainer import Run, resume, resume_run, train
 from trainer.events import Event, StepDone
-from trainer.schema.backend import RayBackend
+from trainer.schema.backend import RayBackend, RayTrainer
 from trainer.strategies import launch
+from trainer.strategies.ranks import Ranks
 
 pytest.importorskip("ray", reason="the extra ray")
 ROWS = live.columns(live.texts(24))
@@ -160,6 +164,55 @@ def test_what_the_work_raises_ends_the_run_at_once(models: Path, tmp_path: Path)
         train(config, ROWS, tmp_path / "store", output=tmp_path / "run", progress=break_it)
 
 
+def test_a_state_that_finds_no_room_ends_the_run_and_one_that_lost_another_worker_is_left_to_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.strategies import ray as strategy
+
+    def raising(error: OSError) -> Callable[..., None]:
+        def report(*_: object, **__: object) -> None:
+            raise error
+
+        return report
+
+    full = OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+    for ranks in (Ranks(0, 2, torch.device("cpu")), Ranks(1, 2, torch.device("cpu"))):
+        monkeypatch.setattr(strategy.ray.train, "report", raising(full))
+        with pytest.raises(UsageError, match=r"kept at /kept \(No space left on device\)\. Make room.*--resume"):
+            strategy._report(tmp_path, ranks, "/kept")
+        monkeypatch.setattr(strategy.ray.train, "report", raising(TimeoutError("a barrier")))
+        with pytest.raises(TimeoutError, match="a barrier"):
+            strategy._report(tmp_path, ranks, "/kept")
+
+
+def test_a_place_for_states_that_cannot_be_one_is_told_before_a_cluster_starts(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    backend = {**RAY, "storage_path": str(tmp_path / "file" / "kept")}
+    config = live.config(live.text_input(live.saved(models), trainable=True), backend=backend)
+    with pytest.raises(UsageError, match=r"storage_path: .*file/kept cannot be a folder \(Not a directory\)"):
+        train(config, ROWS, tmp_path / "store", output=tmp_path / "run")
+
+
+def test_gpus_that_this_machine_has_not_are_refused_and_a_cluster_that_may_grow_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.strategies import ray as strategy
+
+    monkeypatch.setattr(strategy.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(strategy.ray, "remote", lambda **_: lambda desk: SimpleNamespace(remote=desk))
+    for chosen in (RayTrainer(use_gpu=True), RayTrainer(resources_per_worker={"GPU": 1})):
+        backend = RayBackend(trainer=chosen)
+        heard: list[Any] = []
+        alone = strategy._Run(cast("Any", None), backend, str(tmp_path), "", grows=False)
+        with pytest.raises(ConfigError, match=r"1 workers take 1 GPUs, and this machine has 0\..*backend\.address"):
+            alone._say_if_waiting(heard.append)
+        assert not heard
+        strategy._Run(cast("Any", None), backend, str(tmp_path), "", grows=True)._say_if_waiting(heard.append)
+        assert [notice.text for notice in heard] == [
+            "1 workers take 1 GPUs, and the Ray cluster has 0: training waits until it has them."
+        ]
+
+
 def test_a_run_joins_the_cluster_of_this_machine_but_not_one_that_another_run_started_for_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +236,7 @@ def tiny_copy(models: Path, place: Path) -> Path:
 
 
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from tests.training import live, test_ray
@@ -193,6 +247,7 @@ def tell(event):
     if isinstance(event, StepDone):
         print(event.step, flush=True)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has put the tests in the background
 place = Path(sys.argv[2])
 config = {**test_ray.longer(Path(sys.argv[1])), "backend": test_ray.RAY}
 train(config, sys.argv[3], place / "store", output=place / "run", progress=tell)

@@ -292,6 +292,10 @@ def test_horovod_runs_as_ddp_and_says_so_once(sections: dict[str, Any]) -> None:
             {"backend": {"trainer": {"num_workers": 0}}},
             ["backend.trainer.num_workers: must be greater than 0 or 'auto', not 0"],
         ),
+        (
+            {"backend": {"type": "ray", "trainer": {"use_gpu": False, "resources_per_worker": {"GPU": 1}}}},
+            ["backend.trainer: resources_per_worker asks for GPUs that use_gpu: false does without"],
+        ),
         ({"backend": {"trainer": {"cpu_offload": True}}}, ["backend.trainer: cpu_offload needs strategy: fsdp"]),
         (
             {"backend": {"trainer": {"strategy": "ddp"}}, "trainer": {"strategy": "fsdp"}},

@@ -42,6 +42,14 @@ class RayTrainer(BackendTrainer):
     use_gpu: bool | None = None
     resources_per_worker: dict[Literal["CPU", "GPU"], PositiveFloat] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _agrees_on_gpus(self) -> RayTrainer:
+        if self.use_gpu is False and "GPU" in self.resources_per_worker:
+            raise PydanticCustomError(
+                "gpus", "resources_per_worker asks for GPUs that use_gpu: false does without; leave one of them out"
+            )
+        return self
+
 
 class LocalBackend(Frozen):
     """Processes of this machine, which the command starts; or, under torchrun, those that there are."""

@@ -24,7 +24,7 @@ import ray.train.torch
 from ray._private.utils import read_ray_address
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cachestore.errors import CachestoreError, ProcessLost, UsageError
+from cachestore.errors import CachestoreError, ConfigError, ProcessLost, UsageError
 from trainer import checkpoint, interrupts
 from trainer.config import load_config
 from trainer.events import Notice
@@ -34,6 +34,7 @@ from trainer.strategies.scratch import Scratch
 from trainer.work import Job, Outcome
 
 _POLL: Final = 0.2  # seconds
+_OF_RAY: Final = (ConnectionError, TimeoutError)  # which its own errors are as well, and files do not bring
 
 
 class Work(Protocol):
@@ -47,32 +48,38 @@ def train(job: Job, work: Work, hear: Callable[[Any], None], remedy: str) -> Out
     ``remedy`` says what to do when workers are lost.
 
     Workers that die are restarted with the last state that was saved, as often as ``max_failures`` says; what ``work`` raises of
-    ours ends the run. Raises that, ProcessLost when workers died too often, and UsageError for a cluster that cannot be had.
+    ours ends the run. Raises that, ProcessLost when workers died too often, UsageError for a cluster that cannot be had, and
+    ConfigError for GPUs that this machine, where it is all of the cluster, has not.
     """
     backend = job.config.backend
     assert isinstance(backend, RayBackend)
-    with _cluster(backend):
-        return _Run(job, backend, remedy).train(work, hear)
+    storage = _storage(backend, job.folder)
+    with _cluster(backend) as grows:
+        return _Run(job, backend, storage, remedy, grows).train(work, hear)
 
 
 class _Run:
-    """One run of Ray Train, named by the id of ours, so that it is found again when the run goes on."""
+    """One run of Ray Train, named by the id of ours, so that it is found again when the run goes on. ``grows``: the cluster may."""
 
-    def __init__(self, job: Job, backend: RayBackend, remedy: str) -> None:
-        self._job, self._backend, self._remedy = job, backend, remedy
+    def __init__(self, job: Job, backend: RayBackend, storage: str, remedy: str, grows: bool) -> None:
+        self._job, self._backend, self._storage, self._remedy, self._grows = job, backend, storage, remedy, grows
         self._resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = int(self._resources.get("GPU", 0))
         chosen = backend.trainer
-        self._gpu = gpus > 0 if chosen.use_gpu is None else chosen.use_gpu
+        self._gpu = gpus > 0 or "GPU" in chosen.resources_per_worker if chosen.use_gpu is None else chosen.use_gpu
         self._world = max(1, gpus if self._gpu else 1) if chosen.num_workers == "auto" else chosen.num_workers
-        self._storage = _storage(backend, job.folder)
         self._desk: Any = cast("Any", ray.remote(num_cpus=0))(_Desk).remote()
 
     def train(self, work: Work, hear: Callable[[Any], None]) -> Outcome:
         chosen = self._backend.trainer
         trainer = TorchTrainer(
             _rank,  # type: ignore[arg-type]  # what it returns is rank 0's result
-            train_loop_config={"job": [ray.put(self._job)], "work": work, "desk": self._desk},
+            train_loop_config={
+                "job": [ray.put(self._job)],
+                "work": work,
+                "desk": self._desk,
+                "storage": self._storage,
+            },
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if self._gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self._world,
@@ -122,12 +129,13 @@ class _Run:
         }
         for name, number in wanted.items():
             if number > there.get(name, 0):
-                hear(
-                    Notice(
-                        f"{self._world} workers take {number:g} {name}s, and the Ray cluster has {there.get(name, 0):g}: training "
-                        "waits until it has them."
+                told = f"{self._world} workers take {number:g} {name}s, and"
+                if not self._grows:
+                    raise ConfigError(
+                        f"backend.trainer: {told} this machine has {there.get(name, 0):g}. Set num_workers, or use_gpu: false and "
+                        "no GPU in resources_per_worker; or name a cluster that has them by backend.address."
                     )
-                )
+                hear(Notice(f"{told} the Ray cluster has {there.get(name, 0):g}: training waits until it has them."))
 
     def _lost(self, error: BaseException) -> BaseException:
         """The error for a run that Ray gave up."""
@@ -144,7 +152,10 @@ class _Run:
 
     def _fetch(self, result: Any) -> None:
         """The files of rank 0 become those of the run, and Ray's are removed."""
-        result.checkpoint.to_directory(str(self._job.folder))
+        try:
+            result.checkpoint.to_directory(str(self._job.folder))
+        except OSError as error:
+            raise _unkept(str(self._job.folder), error) from error
         result.filesystem.delete_dir(result.path)
         if self._backend.storage_path is None:
             shutil.rmtree(self._storage, ignore_errors=True)
@@ -217,7 +228,10 @@ def _rank(settings: dict[str, Any]) -> Outcome | None:
         if ranks.rank == 0:
             line.start()
         try:
-            outcome = cast("Work", settings["work"])(ranks, line.tell, job, lambda: _report(folder, ranks))
+            outcome = cast("Work", settings["work"])(
+                ranks, line.tell, job, lambda: _report(folder, ranks, settings["storage"])
+            )
+            _keep(folder if ranks.rank == 0 else None, settings["storage"])
         except KeyboardInterrupt:
             return None
         except CachestoreError as error:
@@ -225,12 +239,10 @@ def _rank(settings: dict[str, Any]) -> Outcome | None:
             raise
         finally:
             line.end()
-        whole = ray.train.Checkpoint.from_directory(scratch) if ranks.rank == 0 else None
-        ray.train.report({}, checkpoint=whole)
         return outcome
 
 
-def _report(folder: Path, ranks: Ranks) -> None:
+def _report(folder: Path, ranks: Ranks, storage: str) -> None:
     """Have Ray keep the state that is in the folders of the ranks: all of rank 0's, and of the others their rows."""
     if ranks.rank > 0:
         rows = sorted(
@@ -241,9 +253,27 @@ def _report(folder: Path, ranks: Ranks) -> None:
             if path.is_file() and path not in rows[-1:]:
                 path.unlink()
         if not rows:
-            ray.train.report({})
+            _keep(None, storage)
             return
-    ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+    _keep(folder, storage)
+
+
+def _keep(folder: Path | None, storage: str) -> None:
+    """Have Ray keep the files of a rank, None where it has none. All ranks call it; raises UsageError where they cannot be written."""
+    try:
+        ray.train.report({}, checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(str(folder)))
+    except _OF_RAY:  # it has lost another worker
+        raise
+    except OSError as error:
+        raise _unkept(storage, error) from error
+
+
+def _unkept(place: str, error: OSError) -> UsageError:
+    reason = str(error) if error.errno is None else os.strerror(error.errno)  # pyarrow has words of its own around it
+    return UsageError(
+        f"The state of the run cannot be kept at {place} ({reason}). Make room there, or see that it can be written; then go on "
+        "from the state that was saved before: cachestore train --resume RUN"
+    )
 
 
 class _Line(threading.Thread):
@@ -276,35 +306,45 @@ class _Line(threading.Thread):
 
 
 def _storage(backend: RayBackend, folder: Path) -> str:
-    """Where Ray keeps the state: in the run's folder, which the nodes of one machine reach, or where the config says."""
-    if backend.storage_path is None:
+    """Where Ray keeps the state: in the run's folder, which the nodes of one machine reach, or where the config says.
+
+    Raises UsageError where no folder can be made there.
+    """
+    named = backend.storage_path
+    if named is None:
         return str((folder / checkpoint.RAY).absolute())
-    return (
-        backend.storage_path
-        if "://" in backend.storage_path
-        else str(Path(backend.storage_path).expanduser().absolute())
-    )
+    if "://" in named:
+        return named
+    place = Path(named).expanduser().absolute()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"backend.storage_path: {place} cannot be a folder ({error.strerror}). Name another place that all nodes reach."
+        ) from error
+    return str(place)
 
 
 @contextlib.contextmanager
-def _cluster(backend: RayBackend) -> Iterator[None]:
+def _cluster(backend: RayBackend) -> Iterator[bool]:
     """A cluster for the body: the one that this process uses, that of ``address``, that which `ray start` began on this machine, or a
-    new one that ends with it.
+    new one that ends with it. Gives whether other machines may join it.
     """
     if ray.is_initialized():
-        yield
+        yield True
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     terminate = signal.getsignal(signal.SIGTERM)  # Ray takes its place
     with contextlib.ExitStack() as stack:
-        _connect(backend, stack)
+        grows = _connect(backend, stack)
         stack.callback(ray.shutdown)
         if terminate is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)
-        yield
+        yield grows
 
 
-def _connect(backend: RayBackend, stack: contextlib.ExitStack) -> None:
+def _connect(backend: RayBackend, stack: contextlib.ExitStack) -> bool:
+    """Whether the cluster is one that this process did not start."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = backend.address or os.environ.get("RAY_ADDRESS")
     if address is not None:
@@ -314,13 +354,13 @@ def _connect(backend: RayBackend, stack: contextlib.ExitStack) -> None:
             raise UsageError(
                 f"backend.address: there is no Ray cluster at {address} that can be used ({error}). Start it, or leave address out."
             ) from error
-        return
+        return True
     # as `ray start` notes it: by "auto" Ray finds those of other runs too, which end with them
     address = read_ray_address()
     if address is not None:
         with contextlib.suppress(ConnectionError):
             ray.init(address=address, **quiet)
-            return
+            return True
     chosen = backend.trainer
     wanted = 1 if chosen.num_workers == "auto" else chosen.num_workers
     cpus = math.ceil(wanted * chosen.resources_per_worker.get("CPU", 1))
@@ -334,3 +374,4 @@ def _connect(backend: RayBackend, stack: contextlib.ExitStack) -> None:
         _temp_dir=str(scratch.path),
         **quiet,
     )
+    return False
