@@ -13,8 +13,8 @@ from typing import final
 from uuid import uuid4
 
 from cachestore import outside
-from cachestore.errors import TrainingDiverged, UsageError
-from trainer.checkpoint import FILES, MARK, STATE, SUMMARY, is_run, run_id, write_mark
+from cachestore.errors import ConfigError, DataError, EncoderError, TrainingDiverged, UsageError
+from trainer.checkpoint import CONFIG, FILES, MARK, STARTED, STATE, SUMMARY, is_run, run_id, write_mark
 
 
 @final
@@ -37,8 +37,9 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
 
     A run that lies at ``output`` already stays as it is until the body has ended well; then the new one takes its place,
     and files that are not of a run stay there. What was left of unfinished ones that were to take it is removed.
-    If the body fails, a run that replaces none is left as far as it got, and so is one that does and has saved a state to go
-    on from, unless its training diverged, which it would again.
+    If the body fails, a run that replaces none is left as far as it got, unless that is before its first step for a fault of
+    config, data or encoder, and so is one that does and has saved a state to go on from, unless its training diverged, which it
+    would again.
     Raises UsageError as ``check_output`` does, and when the directory cannot be made.
     """
     run = _make(output, stem)
@@ -49,6 +50,8 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
         goes_on = (run.folder / STATE).exists() and not isinstance(error, TrainingDiverged)
         if run.folder != run.path and not goes_on:
             shutil.rmtree(run.folder, ignore_errors=True)
+        elif isinstance(error, (ConfigError, DataError, EncoderError)):  # which come again with --resume
+            _remove_begun(run.folder)
         raise
     if run.folder != run.path:
         _replace(run.path, run.folder)
@@ -101,6 +104,12 @@ def _clear_beside(path: Path) -> None:
     for older in _beside(path):
         with contextlib.suppress(UsageError), _held(older):
             shutil.rmtree(older, ignore_errors=True)
+
+
+def _remove_begun(folder: Path) -> None:
+    """Remove a folder that has nothing but what a run writes before it trains."""
+    if {path.name for path in folder.iterdir()} <= {MARK, CONFIG, STARTED}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_unfinished(folder: Path) -> bool:

@@ -32,6 +32,7 @@ def test_a_validation_metric_that_cannot_be_is_told_before_the_first_step(models
         )
     assert not [event for event in told if isinstance(event, StepDone)]
     assert not [event for event in told if isinstance(event, Notice) and "batch_size" in event.text]
+    assert not (tmp_path / "run").exists()  # or it would have to be removed by hand, and --resume would fail alike
 
 
 @pytest.mark.parametrize("trainable", [False, True])
