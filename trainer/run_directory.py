@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from cachestore import outside
 from cachestore.errors import ConfigError, DataError, EncoderError, TrainingDiverged, UsageError
-from trainer.checkpoint import CONFIG, FILES, MARK, STARTED, STATE, SUMMARY, is_run, run_id, write_mark
+from trainer.checkpoint import CONFIG, FILES, MARK, RAY, STARTED, STATE, SUMMARY, is_run, run_id, write_mark
 
 
 @final
@@ -47,7 +47,7 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
         with _held(run.folder):
             yield run
     except BaseException as error:
-        goes_on = (run.folder / STATE).exists() and not isinstance(error, TrainingDiverged)
+        goes_on = _has_state(run.folder) and not isinstance(error, TrainingDiverged)
         if run.folder != run.path and not goes_on:
             shutil.rmtree(run.folder, ignore_errors=True)
         elif isinstance(error, (ConfigError, DataError, EncoderError)):  # which come again with --resume
@@ -108,8 +108,17 @@ def _clear_beside(path: Path) -> None:
 
 def _remove_begun(folder: Path) -> None:
     """Remove a folder that has nothing but what a run writes before it trains."""
-    if {path.name for path in folder.iterdir()} <= {MARK, CONFIG, STARTED}:
-        shutil.rmtree(folder, ignore_errors=True)
+    there = list(folder.iterdir())
+    if {path.name for path in there} <= {MARK, CONFIG, STARTED}:
+        for path in there:
+            path.unlink()
+        with contextlib.suppress(OSError):  # it may be the working directory, or a mount point
+            folder.rmdir()
+
+
+def _has_state(folder: Path) -> bool:
+    """Whether a state was saved to go on from, by the run itself or by Ray."""
+    return (folder / STATE).exists() or any(folder.glob(f"{RAY}/*/*/{STATE}"))
 
 
 def _is_unfinished(folder: Path) -> bool:

@@ -21,7 +21,7 @@ import torch
 
 from cachestore.errors import ConfigError, EncoderError, ProcessLost, UsageError
 from tests.training import groups, live
-from trainer import Run, resume, resume_run, train
+from trainer import Run, checkpoint, resume, resume_run, run_directory, train
 from trainer.events import Event, StepDone
 from trainer.schema.backend import RayBackend, RayTrainer
 from trainer.strategies import launch
@@ -191,6 +191,26 @@ def test_a_place_for_states_that_cannot_be_one_is_told_before_a_cluster_starts(m
     config = live.config(live.text_input(live.saved(models), trainable=True), backend=backend)
     with pytest.raises(UsageError, match=r"storage_path: .*file/kept cannot be a folder \(Not a directory\)"):
         train(config, ROWS, tmp_path / "store", output=tmp_path / "run")
+
+
+def test_a_run_over_an_older_one_is_left_to_go_on_when_ray_has_its_state(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    with run_directory.new_run(place, "run") as older:
+        pass
+    begun: list[Path] = []
+
+    def stopped() -> None:
+        with run_directory.new_run(place, "run") as run:
+            kept = run.folder / checkpoint.RAY / f"cachestore-{run.id}" / "checkpoint_1"
+            kept.mkdir(parents=True)
+            (kept / checkpoint.STATE).touch()
+            begun.append(run.folder)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert begun[0] != older.folder
+    assert begun[0].is_dir()
 
 
 def test_gpus_that_this_machine_has_not_are_refused_and_a_cluster_that_may_grow_is_waited_for(
