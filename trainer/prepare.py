@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -133,11 +133,6 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
         name: rows.join(config, columns[name], gathered[name], live[name], texts, dataset.label)
         for name, dataset in opened.items()
     }
-    reasons = {name: vectors.reasons for name, vectors in gathered["train"].items()}
-    reasons |= {name: column.reasons for name, column in live["train"].items()}
-    for name, why in reasons.items():
-        if not (why[learnt_from] == PRESENT).any():
-            clock.say(f"{where}: no training row has a value for {name!r}, so nothing is learnt from it.")
     batches: dict[str, Batches] = {"train": _training(config, joined["train"], parts == 0, clock)}
     for place, name in enumerate(SPLITS[1:], 1):
         held = joined.get(name)
@@ -149,7 +144,21 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
         if usable.any():
             held_out[name] = (name if own else "train", np.flatnonzero(usable))
     dropped = _dropped(joined, parts)
-    _require_rows(batches, opened, dropped)
+    skipped_cells = tuple(
+        cell
+        for name in opened
+        for cell in (
+            *tables[name].skipped_cells,
+            *built[name].skipped_cells,
+            *(cell for column in live[name].values() for cell in column.skipped_cells),
+        )
+    )
+    _require_rows(batches, opened, dropped, skipped_cells)
+    reasons = {name: vectors.reasons for name, vectors in gathered["train"].items()}
+    reasons |= {name: column.reasons for name, column in live["train"].items()}
+    for name, why in reasons.items():
+        if not (why[learnt_from] == PRESENT).any():
+            clock.say(f"{where}: no training row has a value for {name!r}, so nothing is learnt from it.")
     scheduler = config.trainer.learning_rate_scheduler
     if (
         scheduler.plateau_metric is not None
@@ -172,15 +181,7 @@ def prepare(config: Config, sources: Mapping[str, Any], store: Store, clock: Clo
             tables[name].skipped + built[name].skipped + sum(column.skipped for column in live[name].values())
             for name in opened
         ),
-        skipped_cells=tuple(
-            cell
-            for name in opened
-            for cell in (
-                *tables[name].skipped_cells,
-                *built[name].skipped_cells,
-                *(cell for column in live[name].values() for cell in column.skipped_cells),
-            )
-        ),
+        skipped_cells=skipped_cells,
     )
 
 
@@ -218,11 +219,20 @@ def _dropped(joined: Mapping[str, Columns], parts: NDArray[np.int8]) -> dict[str
     return total
 
 
-def _require_rows(batches: Mapping[str, Batches], opened: Mapping[str, Dataset], dropped: Mapping[str, int]) -> None:
+def _require_rows(
+    batches: Mapping[str, Batches],
+    opened: Mapping[str, Dataset],
+    dropped: Mapping[str, int],
+    skipped: Sequence[SkippedCell],
+) -> None:
+    first = ""
+    if skipped:
+        cell = skipped[0]
+        first = f" The first cell that was skipped: data row {cell.row}, column {cell.column!r}: {cell.why}."
     for name, dataset in opened.items():
         least = 2 if name == "train" else 1
         if batches[name].rows < least:
             raise DataError(
                 f"{dataset.label} leaves {batches[name].rows} rows for {name}, and it takes at least {least}. "
-                f"Dropped: {rows.reasons(dropped)}."
+                f"Dropped: {rows.reasons(dropped)}.{first}"
             )

@@ -74,8 +74,8 @@ def split(
     for name, share, count in zip(_NAMES, shares, counts, strict=True):
         if share > 0 and count == 0:
             raise DataError(
-                f"{where}{named}: the {config.type} split of {rows} rows leaves none for {name}. Give more data, "
-                "change preprocessing.split, or give the files of the other splits"
+                f"{where}{named}: the {config.type} split of {rows} {'row' if rows == 1 else 'rows'} leaves none for {name}. "
+                "Give more data, change preprocessing.split, or give the files of the other splits"
             )
     return parts
 

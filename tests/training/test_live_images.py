@@ -17,7 +17,7 @@ from cachestore.dataset import open_dataset
 from cachestore.encoders import image as image_encoders
 from cachestore.encoders import torchvision_models
 from cachestore.encoders.image_model import OneVector
-from cachestore.errors import ConfigError, UsageError
+from cachestore.errors import ConfigError, DataError, UsageError
 from cachestore.store import Store, open_store
 from tests.store import tiny_image_models
 from tests.training import live
@@ -256,6 +256,14 @@ def test_pictures_that_cannot_be_decoded_are_skipped_and_told(tmp_path: Path, mo
     assert [(cell.row, cell.why) for cell in run.skipped_cells] == [
         (cell.row, cell.why) for cell in frozen.skipped_cells
     ]
+
+
+def test_data_of_which_no_picture_can_be_decoded_names_the_first(tmp_path: Path, models: Path, store: Store) -> None:
+    data = columns(6)
+    data["picture"] = [b"no picture"] * 6
+    config = live.config(image_input(encoder(models, "vit", trainable=True)))
+    with pytest.raises(DataError, match=r"leaves 0 rows for train.*first .* skipped: data row 0, column 'picture': .+"):
+        train(config, data, store, output=tmp_path / "run")
 
 
 @pytest.mark.parametrize("strategy", ["indicator", "drop_row", "bfill", "ffill"])
