@@ -89,7 +89,7 @@ def error(kind: str, message: str, exit_code: int, *, as_json: bool) -> None:
 
 class _Stopped:
     code = INTERRUPTED
-    run: Path | None = None
+    run: tuple[Path, Path] | None = None
 
 
 def terminate(number: int, _frame: object) -> None:
@@ -101,9 +101,9 @@ def terminate(number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def begun(run: Path) -> None:
-    """A run can be gone on with from now on, which ``interrupted`` says."""
-    _Stopped.run = run
+def begun(path: Path, folder: Path) -> None:
+    """The run that is to be at ``path`` can be gone on with while its files are in ``folder``; ``interrupted`` says so."""
+    _Stopped.run = path, folder
 
 
 def interrupted(arguments: Sequence[str]) -> int:
@@ -113,9 +113,10 @@ def interrupted(arguments: Sequence[str]) -> int:
         from cachestore.errors import UsageError
         from trainer.run_directory import unfinished
 
-        with contextlib.suppress(UsageError):  # it replaces another one, and nothing of it was saved yet
-            unfinished(_Stopped.run)
-            kept += f", and the run goes on with: cachestore train --resume {_Stopped.run}"
+        path, folder = _Stopped.run
+        with contextlib.suppress(UsageError, OSError):
+            if unfinished(path).resolve() == folder.resolve():  # or nothing of it was saved, and another one is there
+                kept += f", and the run goes on with: cachestore train --resume {path}"
     error("Interrupted", f"interrupted{kept}", _Stopped.code, as_json="--json" in arguments)
     return _Stopped.code
 

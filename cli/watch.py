@@ -26,8 +26,8 @@ def watching(out: Output) -> Iterator[Listener]:
             match event:
                 case Notice(text=text):
                     out.say(text)
-                case RunBegun(path=path):
-                    begun(path)
+                case RunBegun():
+                    begun(event.path, event.folder)
                 case Building(data=data, progress=progress):
                     if data not in builds:
                         out.say(f"{data}: looking its cells up; what the store lacks is encoded")

@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from cachestore import outside, yaml_source
+from cachestore.encoders import exported
 from cachestore.errors import DamageError, UsageError
 
 FORMAT: Final = 1
@@ -38,7 +39,7 @@ STEPS: Final = "steps.jsonl"
 EVALUATION: Final = "evaluation.json"
 WEIGHTS: Final = "model.safetensors"
 MODEL: Final = "model.json"
-SUMMARY: Final = "summary.json"
+SUMMARY: Final = exported.SUMMARY
 STARTED: Final = "started.json"  # these three are trainer/resume.py's
 STATE: Final = "resume.safetensors"
 STATES: Final = "resume"

@@ -278,7 +278,8 @@ def require_defined(model: Model, validation: Batches, field: str, metric: str) 
         return
     decoder, targets = model.decoder(field).eval(), validation.targets[field]
     with torch.no_grad():
-        scores = decoder(torch.zeros(1, decoder.input_dim, device=targets.device).expand(len(targets), -1))
+        row = decoder(torch.zeros(1, decoder.input_dim, device=targets.device))
+        scores = row.expand(len(targets), *row.shape[1:])
         value = decoder.measure(
             decoder.observe(scores, targets, [metric]), [metric], once(len(targets), targets.device)
         )

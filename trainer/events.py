@@ -31,9 +31,10 @@ class Building:
 
 @dataclass(frozen=True)
 class RunBegun:
-    """The run that is to be at ``path`` has begun: from now on it can be gone on with."""
+    """The run that is to be at ``path`` has begun in ``folder``: from now on it can be gone on with."""
 
     path: Path
+    folder: Path
 
 
 @dataclass(frozen=True)

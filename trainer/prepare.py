@@ -228,7 +228,8 @@ def _require_rows(
     first = ""
     if skipped:
         cell = skipped[0]
-        first = f" The first cell that was skipped: data row {cell.row}, column {cell.column!r}: {cell.why}."
+        place = f"{cell.where}, " if cell.where else ""
+        first = f" The first cell that was skipped: {place}column {cell.column!r}, data row {cell.row} (counted from 0): {cell.why}."
     for name, dataset in opened.items():
         least = 2 if name == "train" else 1
         if batches[name].rows < least:

@@ -171,7 +171,7 @@ def _train(
         checkpoint.write_config(place.folder, config.resolved())
         resume.write_started(place.folder, started)
         if progress is not None:
-            progress(RunBegun(place.path))
+            progress(RunBegun(place.path, place.folder))
         job = Job(
             config=config,
             states=prepared.states,

@@ -23,12 +23,14 @@ class NewRun:
     """A run on its way to ``path``. Its files are written to ``folder``: another one while an older run lies at ``path``.
 
     ``id`` is 32 hexadecimal digits; ``replaces`` is that of the older run, None where there is none or it has no id.
+    ``made``: ``folder`` was not there before.
     """
 
     path: Path
     folder: Path
     id: str
     replaces: str | None = None
+    made: bool = True
 
 
 @contextlib.contextmanager
@@ -51,7 +53,7 @@ def new_run(output: Path | None, stem: str) -> Iterator[NewRun]:
         if run.folder != run.path and not goes_on:
             shutil.rmtree(run.folder, ignore_errors=True)
         elif isinstance(error, (ConfigError, DataError, EncoderError)):  # which come again with --resume
-            _remove_begun(run.folder)
+            _remove_begun(run)
         raise
     if run.folder != run.path:
         _replace(run.path, run.folder)
@@ -102,23 +104,28 @@ def _beside(path: Path) -> list[Path]:
 def _clear_beside(path: Path) -> None:
     """Remove what is ``_beside`` a run that is finished: --resume would go on with it, and put it in the place of that run."""
     for older in _beside(path):
-        with contextlib.suppress(UsageError), _held(older):
+        with contextlib.suppress(UsageError, OSError), _held(older):
             shutil.rmtree(older, ignore_errors=True)
 
 
-def _remove_begun(folder: Path) -> None:
-    """Remove a folder that has nothing but what a run writes before it trains."""
-    there = list(folder.iterdir())
-    if {path.name for path in there} <= {MARK, CONFIG, STARTED}:
-        for path in there:
-            path.unlink()
-        with contextlib.suppress(OSError):  # it may be the working directory, or a mount point
-            folder.rmdir()
+def _remove_begun(run: NewRun) -> None:
+    """Remove a folder that has nothing but what a run writes before it trains; one that was there before stays, empty."""
+    folder = run.folder
+    there = {path.name for path in folder.iterdir()}
+    if there <= {MARK, CONFIG, STARTED, RAY} and not _has_state(folder):
+        shutil.rmtree(folder / RAY, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for name in there - {RAY}:
+                (folder / name).unlink()
+            if run.made:
+                folder.rmdir()
 
 
 def _has_state(folder: Path) -> bool:
-    """Whether a state was saved to go on from, by the run itself or by Ray."""
-    return (folder / STATE).exists() or any(folder.glob(f"{RAY}/*/*/{STATE}"))
+    """Whether a state was saved to go on from, by the run itself or by Ray: which may have it elsewhere where RAY is empty."""
+    kept = folder / RAY
+    elsewhere = kept.is_dir() and not any(kept.iterdir())
+    return (folder / STATE).exists() or elsewhere or any(kept.glob(f"*/*/{STATE}"))
 
 
 def _is_unfinished(folder: Path) -> bool:
@@ -154,7 +161,7 @@ def _make(output: Path | None, stem: str) -> NewRun:
         else:
             check_output(output)
             folder = outside.beside(output.resolve(), "new") if is_run(output) else output
-            run = NewRun(output, folder, uuid4().hex, run_id(output))
+            run = NewRun(output, folder, uuid4().hex, run_id(output), made=not folder.exists())
             run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(

@@ -19,6 +19,8 @@ FOLDER: Final = "encoders"
 SETTINGS: Final = "encoder.json"
 WEIGHTS: Final = "model.safetensors"
 ADAPTERS: Final = "adapters"
+SUMMARY: Final = "summary.json"
+"""What a run writes last."""
 NOT_MERGED: Final = frozenset({"prompt_tuning", "adaption_prompt"})
 """Types of adapters that add tokens, not weights: no plain model has their vectors."""
 _PLACES: Final = ("pretrained_model_name_or_path", "weights_path")
@@ -107,6 +109,8 @@ def _why_not(run: Path, feature: str, named: str) -> CachestoreError:
                 f"{named}: the adapter of {feature!r} cannot be merged into its encoder, so the run serves predict alone; train "
                 "it with one that can be, such as lora"
             )
+        if not (run / SUMMARY).is_file():
+            return ConfigError(f"{named}: {run} is not finished; go on with: cachestore train --resume {run}")
         return DamageError(f"{named}: {folder(run, feature)} is not there any more; restore it, or train again")
     if not there:
         return ConfigError(f"{named}: {run} is not a finished run that trained an encoder")

@@ -322,3 +322,17 @@ def test_an_interrupt_says_how_the_run_goes_on(
         done = command("train", data, "-c", config, "--store", store, "--output", place)
     assert done.code == 130
     assert "--resume" not in done.err  # the finished run stays, and nothing of the new one was saved
+
+
+def test_an_interrupt_does_not_name_a_run_that_was_stopped_there_before(
+    command: Command, data: Path, config: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "stopped"
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "append_metrics", stop)
+    arguments = ("train", data, "-c", config, "--store", store, "--output", place)
+    assert "--resume" in command(*arguments).err
+    assert "the run goes on with" not in command(*arguments).err

@@ -225,6 +225,9 @@ def test_an_exported_encoder_that_is_gone_is_damage(tmp_path: Path) -> None:
     adapter = exported.adapter_folder(tmp_path, "title")
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ConfigError, match="is not finished; go on with: cachestore train --resume"):
+        parse_settings(f"{tmp_path}#title")
+    (tmp_path / "summary.json").touch()
     with pytest.raises(DamageError, match=r"title is not there any more; restore it, or train again"):
         parse_settings(f"{tmp_path}#title")
     (adapter / "adapter_config.json").write_text("{}")

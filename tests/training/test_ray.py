@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 
-from cachestore.errors import ConfigError, EncoderError, ProcessLost, UsageError
+from cachestore.errors import ConfigError, DataError, EncoderError, ProcessLost, UsageError
 from tests.training import groups, live
 from trainer import Run, checkpoint, resume, resume_run, run_directory, train
 from trainer.events import Event, StepDone
@@ -178,11 +178,11 @@ def test_a_state_that_finds_no_room_ends_the_run_and_one_that_lost_another_worke
     full = OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
     for ranks in (Ranks(0, 2, torch.device("cpu")), Ranks(1, 2, torch.device("cpu"))):
         monkeypatch.setattr(strategy.ray.train, "report", raising(full))
-        with pytest.raises(UsageError, match=r"kept at /kept \(No space left on device\)\. Make room.*--resume"):
-            strategy._report(tmp_path, ranks, "/kept")
+        with pytest.raises(UsageError, match=r"kept at /kept \(No space left on device\)\. Make room.* Go on\."):
+            strategy._report(tmp_path, ranks, "/kept", "Go on.")
         monkeypatch.setattr(strategy.ray.train, "report", raising(TimeoutError("a barrier")))
         with pytest.raises(TimeoutError, match="a barrier"):
-            strategy._report(tmp_path, ranks, "/kept")
+            strategy._report(tmp_path, ranks, "/kept", "Go on.")
 
 
 def test_a_place_for_states_that_cannot_be_one_is_told_before_a_cluster_starts(models: Path, tmp_path: Path) -> None:
@@ -213,6 +213,22 @@ def test_a_run_over_an_older_one_is_left_to_go_on_when_ray_has_its_state(tmp_pat
     assert begun[0].is_dir()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DataError("late")], ids=repr)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_whose_state_may_be_in_another_place_is_left(
+    tmp_path: Path, error: BaseException, elsewhere: bool
+) -> None:
+    with run_directory.new_run(tmp_path / "run", "run"):
+        pass
+    for place, begun in ((tmp_path / "run", ".run.new-*"), (tmp_path / "first", "first")):
+        with pytest.raises(type(error)), run_directory.new_run(place, "run") as run:  # noqa: PT012
+            kept = run.folder / checkpoint.RAY
+            (kept if elsewhere else kept / "cachestore-1").mkdir(parents=True)
+            raise error
+        stays = elsewhere or (place.name == "first" and isinstance(error, KeyboardInterrupt))
+        assert bool(list(tmp_path.glob(begun))) == stays
+
+
 def test_gpus_that_this_machine_has_not_are_refused_and_a_cluster_that_may_grow_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,9 +241,9 @@ def test_gpus_that_this_machine_has_not_are_refused_and_a_cluster_that_may_grow_
         heard: list[Any] = []
         alone = strategy._Run(cast("Any", None), backend, str(tmp_path), "", grows=False)
         with pytest.raises(ConfigError, match=r"1 workers take 1 GPUs, and this machine has 0\..*backend\.address"):
-            alone._say_if_waiting(heard.append)
+            alone._check_resources(heard.append)
         assert not heard
-        strategy._Run(cast("Any", None), backend, str(tmp_path), "", grows=True)._say_if_waiting(heard.append)
+        strategy._Run(cast("Any", None), backend, str(tmp_path), "", grows=True)._check_resources(heard.append)
         assert [notice.text for notice in heard] == [
             "1 workers take 1 GPUs, and the Ray cluster has 0: training waits until it has them."
         ]

@@ -78,7 +78,7 @@ class _Run:
                 "job": [ray.put(self._job)],
                 "work": work,
                 "desk": self._desk,
-                "storage": self._storage,
+                "place": (self._storage, self._remedy),
             },
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if self._gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
@@ -94,12 +94,11 @@ class _Run:
             ),
         )
         fit = _Fit(trainer)
-        hear(
-            Notice(
-                f"{chosen.strategy or 'ddp'} on Ray: {self._world} {'worker trains' if self._world == 1 else 'workers train'}."
-            )
-        )
-        self._say_if_waiting(hear)
+        self._check_resources(hear)
+        trains = "worker trains" if self._world == 1 else "workers train"
+        hear(Notice(f"{chosen.strategy or 'ddp'} on Ray: {self._world} {trains}."))
+        if self._backend.storage_path is not None:
+            (self._job.folder / checkpoint.RAY).mkdir(exist_ok=True)  # empty: a state may be elsewhere
         with interrupts.deferred() as interrupt:
             fit.start()
             over = False
@@ -121,10 +120,11 @@ class _Run:
         self._fetch(fit.result)
         return cast("Outcome", outcome)
 
-    def _say_if_waiting(self, hear: Callable[[Any], None]) -> None:
+    def _check_resources(self, hear: Callable[[Any], None]) -> None:
+        """Say what a cluster that may grow has not yet. Raises ConfigError where it is this machine alone."""
         chosen, there = self._backend.trainer.resources_per_worker, self._resources
         wanted = {
-            "CPU": self._world * chosen.get("CPU", 1),
+            "CPU": self._world * chosen.get("CPU", 0 if self._gpu else 1),  # as Ray has it
             "GPU": self._world * chosen.get("GPU", 1) if self._gpu else 0,
         }
         for name, number in wanted.items():
@@ -155,10 +155,9 @@ class _Run:
         try:
             result.checkpoint.to_directory(str(self._job.folder))
         except OSError as error:
-            raise _unkept(str(self._job.folder), error) from error
+            raise _unkept(str(self._job.folder), error, self._remedy) from error
         result.filesystem.delete_dir(result.path)
-        if self._backend.storage_path is None:
-            shutil.rmtree(self._storage, ignore_errors=True)
+        shutil.rmtree(self._job.folder / checkpoint.RAY, ignore_errors=True)
 
 
 class _Fit(threading.Thread):
@@ -229,9 +228,9 @@ def _rank(settings: dict[str, Any]) -> Outcome | None:
             line.start()
         try:
             outcome = cast("Work", settings["work"])(
-                ranks, line.tell, job, lambda: _report(folder, ranks, settings["storage"])
+                ranks, line.tell, job, lambda: _report(folder, ranks, *settings["place"])
             )
-            _keep(folder if ranks.rank == 0 else None, settings["storage"])
+            _keep(folder if ranks.rank == 0 else None, *settings["place"])
         except KeyboardInterrupt:
             return None
         except CachestoreError as error:
@@ -242,7 +241,7 @@ def _rank(settings: dict[str, Any]) -> Outcome | None:
         return outcome
 
 
-def _report(folder: Path, ranks: Ranks, storage: str) -> None:
+def _report(folder: Path, ranks: Ranks, storage: str, remedy: str) -> None:
     """Have Ray keep the state that is in the folders of the ranks: all of rank 0's, and of the others their rows."""
     if ranks.rank > 0:
         rows = sorted(
@@ -253,26 +252,25 @@ def _report(folder: Path, ranks: Ranks, storage: str) -> None:
             if path.is_file() and path not in rows[-1:]:
                 path.unlink()
         if not rows:
-            _keep(None, storage)
+            _keep(None, storage, remedy)
             return
-    _keep(folder, storage)
+    _keep(folder, storage, remedy)
 
 
-def _keep(folder: Path | None, storage: str) -> None:
+def _keep(folder: Path | None, storage: str, remedy: str) -> None:
     """Have Ray keep the files of a rank, None where it has none. All ranks call it; raises UsageError where they cannot be written."""
     try:
         ray.train.report({}, checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(str(folder)))
     except _OF_RAY:  # it has lost another worker
         raise
     except OSError as error:
-        raise _unkept(storage, error) from error
+        raise _unkept(storage, error, remedy) from error
 
 
-def _unkept(place: str, error: OSError) -> UsageError:
+def _unkept(place: str, error: OSError, remedy: str) -> UsageError:
     reason = str(error) if error.errno is None else os.strerror(error.errno)  # pyarrow has words of its own around it
     return UsageError(
-        f"The state of the run cannot be kept at {place} ({reason}). Make room there, or see that it can be written; then go on "
-        "from the state that was saved before: cachestore train --resume RUN"
+        f"The state of the run cannot be kept at {place} ({reason}). Make room there, or see that it can be written. {remedy}"
     )
 
 

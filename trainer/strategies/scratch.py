@@ -36,7 +36,7 @@ def _sweep(prefix: str, parent: Path) -> None:
     """Remove the folders whose process has ended: nobody holds their lock any more."""
     for lock in parent.glob(f"{prefix}*/{_LOCK}"):
         with contextlib.suppress(OSError):  # another user's, another process is at it, or it is held
-            descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.parent, ignore_errors=True)
