@@ -38,7 +38,7 @@ def build_model(config: Config, states: Mapping[str, State], *, weights: bool = 
     combiner = config.combiner.build(dims)
     decoders = {output.name: _decoder(output, states[output.name], combiner.dim) for output in config.output_features}
     trainer = config.trainer
-    field = trainer.validation_field or config.output_features[0].name
+    field = config.validation_field
     if field in decoders:
         for metric in filter(None, (trainer.validation_metric, trainer.learning_rate_scheduler.plateau_metric)):
             decoders[field].also_measure(metric)

@@ -51,6 +51,12 @@ class FitSettings:
     seed: int = 42
     encoder_rates: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def encoder_factors(self) -> dict[str, float]:
+        """By input whose encoder learns at another rate than the rest, that rate as a multiple of ``learning_rate``."""
+        base = self.learning_rate
+        return {name: rate / base for name, rate in self.encoder_rates.items() if rate != base}
+
 
 @dataclass
 class _Counters:
@@ -98,9 +104,7 @@ class Fit:
         trained = trained_of(model) if strategy is None else strategy.trained(model)
         self._moving = Moving(model, trained, self._ranks)
         live = strategy if model.live else None
-        base = settings.learning_rate
-        self.encoder_factors = {name: each / base for name, each in settings.encoder_rates.items() if each != base}
-        self._live = None if live is None else LiveSteps(model, live, self.steps, self.encoder_factors, on_step)
+        self._live = None if live is None else LiveSteps(model, live, self.steps, settings.encoder_factors, on_step)
         self._pause = pause
         self.gradients = Gradients(
             optimizer.parameters,
@@ -130,7 +134,7 @@ class Fit:
             objective = FullBatch(self._model, self._train, self._settings.batch_size, self._settings.penalty)
             self._optimizer.step(rate, objective)
             if not objective.finite:
-                raise diverged(self.done.epoch, objective.passes, rate, self.encoder_factors)
+                raise diverged(self.done.epoch, objective.passes, rate, self._settings.encoder_factors)
             return None, rate, objective.passes
         first = (self.done.epoch - 1) * self.per_epoch
         steps = min(self.per_epoch, self.steps - first)
@@ -189,7 +193,7 @@ class Fit:
     def _check(self, tally: Tally, rates: Sequence[float]) -> None:
         step = tally.first_bad_step()
         if step is not None:
-            raise diverged(self.done.epoch, step + 1, rates[step], self.encoder_factors)
+            raise diverged(self.done.epoch, step + 1, rates[step], self._settings.encoder_factors)
 
     def judge(self, metrics: Mapping[str, Metrics]) -> None:
         """Keep the weights if they are the best so far, and slow down where the metrics stand still."""

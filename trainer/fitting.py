@@ -72,10 +72,9 @@ def build_optimizer(
             line_search=chosen_type.line_search_fn is not None,
         )
     groups: dict[tuple[float, torch.device], list[nn.Parameter]] = {}
+    factors = {} if settings is None else settings.encoder_factors
     for each in trained:
-        factor = 1.0
-        if settings is not None and each.encoder is not None:
-            factor = settings.encoder_rates.get(each.encoder, settings.learning_rate) / settings.learning_rate
+        factor = 1.0 if each.encoder is None else factors.get(each.encoder, 1.0)
         groups.setdefault((factor, each.parameter.device), []).append(each.parameter)
     if list(groups)[1:] or any(factor != 1.0 for factor, _ in groups):
         parts = [(_by_steps(chosen_type, each), factor) for (factor, _), each in groups.items()]
@@ -108,7 +107,7 @@ def _by_steps(settings: chosen.StepOptimizer, parameters: Iterable[nn.Parameter]
 
 def chosen_by(config: Config, model: Model) -> tuple[str, str]:
     """The output feature and its metric on the validation rows by which the best epoch is chosen."""
-    field = config.trainer.validation_field or config.output_features[0].name
+    field = config.validation_field
     return field, config.trainer.validation_metric or model.decoder(field).default_metric
 
 

@@ -132,7 +132,7 @@ def fit(
                 if judged.first_bad_step() is not None:
                     # the last step was too large, and no later one of the epoch saw it
                     what = "The loss of the validation rows is"
-                    raise diverged(run.done.epoch, steps, rate, run.encoder_factors, what=what)
+                    raise diverged(run.done.epoch, steps, rate, settings.encoder_factors, what=what)
             run.judge(metrics)
             on_epoch(
                 EpochDone(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from pyarrow import parquet
@@ -14,6 +15,8 @@ from pyarrow import parquet
 from cli.train import text as train_text
 from tests.commands.conftest import Command, Done
 from trainer import checkpoint
+
+Train: TypeAlias = Callable[[Path], Done]
 
 CONFIG = """\
 input_features:
@@ -303,36 +306,35 @@ def test_the_encoders_that_a_run_trained_are_told_with_their_rates(tmp_path: Pat
     assert told[-1] == f"encoder of review: {place}; its vectors are stored by --encoder '{tmp_path}#review'"
 
 
-def test_an_interrupt_says_how_the_run_goes_on(
-    command: Command, data: Path, config: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "stopped"
+@pytest.fixture
+def interrupted(command: Command, data: Path, config: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Trains into a directory and is interrupted before anything of it is saved."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "append_metrics", stop)
-        done = command("train", data, "-c", config, "--store", store, "--output", place)
+    def call(place: Path) -> Done:
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "append_metrics", stop)
+            return command("train", data, "-c", config, "--store", store, "--output", place)
+
+    return call
+
+
+def test_an_interrupt_says_how_the_run_goes_on(
+    command: Command, interrupted: Train, store: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "stopped"
+    done = interrupted(place)
     assert done.code == 130
     assert f"the run goes on with: cachestore train --resume {place}" in done.err
     assert command("train", "--resume", place, "--store", store).code == 0
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "append_metrics", stop)
-        done = command("train", data, "-c", config, "--store", store, "--output", place)
+    done = interrupted(place)
     assert done.code == 130
     assert "--resume" not in done.err  # the finished run stays, and nothing of the new one was saved
 
 
-def test_an_interrupt_does_not_name_a_run_that_was_stopped_there_before(
-    command: Command, data: Path, config: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_does_not_name_a_run_that_was_stopped_there_before(interrupted: Train, tmp_path: Path) -> None:
     place = tmp_path / "stopped"
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "append_metrics", stop)
-    arguments = ("train", data, "-c", config, "--store", store, "--output", place)
-    assert "--resume" in command(*arguments).err
-    assert "the run goes on with" not in command(*arguments).err
+    assert "--resume" in interrupted(place).err
+    assert "the run goes on with" not in interrupted(place).err

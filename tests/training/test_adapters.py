@@ -243,13 +243,18 @@ def test_an_adapter_that_names_what_the_model_lacks_is_refused(saved: Saved, ada
         adapters.adapt(loaded(saved, "bert")[1], adapter, "text", where="input_features.a.encoder.adapter")
 
 
+def ranks(module: nn.Module) -> list[int]:
+    """The ranks that AdaLoRA has left of each layer."""
+    return [int((weight != 0).sum()) for name, weight in module.named_parameters() if "lora_E" in name]
+
+
 def test_adalora_ends_with_the_ranks_that_its_target_allows(saved: Saved) -> None:
     batch, module = loaded(saved, "bert")
     adapters.adapt(module, AdaLoRA(init_r=6, target_r=2, tinit=1, tfinal=2), "text")
     adapters.set_steps(module, 8)
     train(module, batch, steps=8)
-    ranks = [int((weight != 0).sum()) for name, weight in module.named_parameters() if "lora_E" in name]
-    assert sum(ranks) == 2 * len(ranks)
+    left = ranks(module)
+    assert sum(left) == 2 * len(left)
 
 
 def test_adalora_goes_on_where_it_was_stopped(saved: Saved) -> None:
@@ -300,8 +305,8 @@ def test_adalora_keeps_the_steps_that_are_written(saved: Saved) -> None:
     adapters.adapt(module, AdaLoRA(init_r=6, target_r=2, tfinal=2, total_step=5), "text")
     adapters.set_steps(module, 100)
     train(module, batch, steps=6)
-    ranks = [int((weight != 0).sum()) for name, weight in module.named_parameters() if "lora_E" in name]
-    assert sum(ranks) == 2 * len(ranks)
+    left = ranks(module)
+    assert sum(left) == 2 * len(left)
 
 
 def test_adalora_cuts_ranks_where_some_of_its_weights_are_frozen(saved: Saved) -> None:
@@ -311,8 +316,8 @@ def test_adalora_cuts_ranks_where_some_of_its_weights_are_frozen(saved: Saved) -
     for weight in frozen:
         weight.requires_grad_(False)
     train(module, batch, steps=4)
-    ranks = [int((weight != 0).sum()) for name, weight in module.named_parameters() if "lora_E" in name]
-    assert 0 < sum(ranks) <= 2 * len(ranks)
+    left = ranks(module)
+    assert 0 < sum(left) <= 2 * len(left)
     assert all(weight.grad is None for weight in frozen)
 
 

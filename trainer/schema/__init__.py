@@ -50,6 +50,11 @@ class Config(Frozen):
         """Inputs whose encoder runs in the loop."""
         return tuple(each for each in self.input_features if isinstance(each, EncodedInput) and each.live)
 
+    @property
+    def validation_field(self) -> str:
+        """The output, or ``combined``, by whose metric on the validation rows the best epoch is chosen."""
+        return self.trainer.validation_field or self.output_features[0].name
+
     def with_notices(self, notices: tuple[str, ...]) -> Config:
         """The same config, which tells these."""
         told = self.model_copy()

@@ -50,7 +50,7 @@ def validation(settings: Hyperopt, trainer: Any, varied: Iterable[str]) -> list[
 def objective(settings: Hyperopt, config: Config, folds: int | None, found: list[str]) -> Objective:
     """Resolved for trials with ``config``; what it asks for and results lack is added to ``found``."""
     kinds = {output.name: output.type for output in config.output_features}
-    picked_by = config.trainer.validation_field or config.output_features[0].name
+    picked_by = config.validation_field
     field = settings.output_feature or picked_by
     names, usual = LOSS, "loss"
     if field != COMBINED:

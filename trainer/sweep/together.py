@@ -92,7 +92,9 @@ def fit_together(
                     metrics["validation"] = validated[at]
                 try:
                     if (step := bad[at]) is not None:
-                        raise diverged(each.fit.done.epoch, step + 1, each.rates[step], each.fit.encoder_factors)
+                        raise diverged(
+                            each.fit.done.epoch, step + 1, each.rates[step], each.member.settings.encoder_factors
+                        )
                     each.fit.judge(metrics)
                 except (TrainingDiverged, DataError) as error:
                     ended.append(each)
